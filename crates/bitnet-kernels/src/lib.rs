@@ -1,0 +1,9 @@
+//! The arithmetic of one transformer step on one device, and all the SIMD code there is.
+
+#[cfg(not(feature = "cpu"))]
+compile_error!("bitnet-kernels needs a backend: enable the feature `cpu`");
+
+pub mod activation;
+pub mod dense;
+pub mod device;
+pub mod ternary;

@@ -1,0 +1,5 @@
+//! What lies in a model directory (config, weights, tokenizer, chat template), turned into an immutable model with a `forward`.
+
+pub mod config;
+pub mod format;
+pub mod tokenizer;
