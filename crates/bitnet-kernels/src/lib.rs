@@ -4,6 +4,11 @@
 compile_error!("bitnet-kernels needs a backend: enable the feature `cpu`");
 
 pub mod activation;
+pub mod backend;
+#[cfg(feature = "cpu")]
+pub mod cpu;
 pub mod dense;
 pub mod device;
+pub mod kv;
+pub mod scalar;
 pub mod ternary;

@@ -1,5 +1,9 @@
 //! What lies in a model directory (config, weights, tokenizer, chat template), turned into an immutable model with a `forward`.
 
+pub mod batch;
 pub mod config;
+pub mod decoder;
+pub mod error;
 pub mod format;
+pub mod kv;
 pub mod tokenizer;

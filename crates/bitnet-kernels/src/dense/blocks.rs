@@ -4,7 +4,7 @@
 
 /// IEEE binary16 to binary32 in integer arithmetic alone, which vectorizes on every machine.
 #[inline(always)]
-fn half(bits: u16) -> f32 {
+pub fn half(bits: u16) -> f32 {
     let bits = u32::from(bits);
     let magnitude = bits & 0x7fff;
     // Shifted into place, the exponent is 112 too small; multiplying by 2^112 mends that and normalizes subnormals as well.

@@ -6,6 +6,8 @@ mod blocks;
 
 use bytes::Bytes;
 
+pub(crate) use blocks::half as half_to_f32;
+
 /// How the elements of a [`DenseMatrix`] are stored, all little-endian; the block types are ggml's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DenseType {

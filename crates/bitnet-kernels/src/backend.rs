@@ -1,0 +1,135 @@
+//! The operations that a decoder layer is made of, for one device. One operation is one parallel phase.
+//!
+//! Shapes are `[tokens, features]` row-major. A batch is flat: its tokens may belong to many sequences.
+
+use std::ops::Range;
+
+use crate::dense::DenseMatrix;
+use crate::kv::KvShape;
+use crate::scalar::elementwise::Activation;
+use crate::scalar::rope::RopeTable;
+use crate::ternary::TernaryMatrix;
+
+/// New tokens of one sequence within a batch, and where that sequence's keys and values lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The tokens' rows in the batch.
+    pub rows: Range<usize>,
+    /// Position of the first of them in its sequence.
+    pub start: usize,
+    /// The sequence's pages, enough for all positions up to and including the last of `rows`.
+    pub pages: Vec<u32>,
+}
+
+/// RMSNorm with its weight, `eps` in units of x².
+pub struct Norm<V> {
+    /// `[features]`.
+    pub weight: V,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// One device's weights, activations and operations.
+pub trait Backend: Send + Sync + Sized + 'static {
+    /// A ternary matrix in the device's own layout.
+    type Ternary: Send + Sync;
+    /// An embedding table or output head.
+    type Dense: Send + Sync;
+    /// A vector of weights.
+    type Vector: Send + Sync;
+    /// Floats `[tokens, features]`, resized at will.
+    type Activations: Send;
+    /// Keys and values of one layer.
+    type KvLayer: Send;
+    /// Working memory of the operations; one for each thread that calls them.
+    type Scratch: Send;
+
+    /// Rearranges ternary weights for this device, once.
+    fn upload_ternary(&self, weights: TernaryMatrix) -> Self::Ternary;
+    /// Takes an embedding table or output head, sharing its bytes where that is possible.
+    fn upload_dense(&self, weights: DenseMatrix) -> Self::Dense;
+    /// Takes a vector.
+    fn upload_vector(&self, weights: Vec<f32>) -> Self::Vector;
+    /// An empty matrix.
+    fn activations(&self) -> Self::Activations;
+    /// A cache of this shape.
+    fn kv_layer(&self, shape: KvShape) -> Self::KvLayer;
+    /// Empty working memory.
+    fn scratch(&self) -> Self::Scratch;
+    /// A copy of the activations in host memory, for tools and tests.
+    fn download(&self, x: &Self::Activations) -> Vec<f32>;
+
+    /// `out[t] = table[ids[t]]`.
+    fn embed(&self, table: &Self::Dense, ids: &[u32], out: &mut Self::Activations);
+
+    /// `out_i = W_i · q(norm(x))` for several BitLinears that share their input: q, k, v.
+    fn project(
+        &self,
+        scratch: &mut Self::Scratch,
+        x: &Self::Activations,
+        norm: &Norm<Self::Vector>,
+        parts: &mut [(&Self::Ternary, &mut Self::Activations)],
+    );
+
+    /// `y += W · q(norm(x))`, or without the norm: `o_proj`, `down_proj`.
+    fn project_add(
+        &self,
+        scratch: &mut Self::Scratch,
+        x: &Self::Activations,
+        norm: Option<&Norm<Self::Vector>>,
+        w: &Self::Ternary,
+        y: &mut Self::Activations,
+    );
+
+    /// `out = f(W_gate · q(norm(x))) · (W_up · q(norm(x)))`.
+    fn gated(
+        &self,
+        scratch: &mut Self::Scratch,
+        x: &Self::Activations,
+        norm: &Norm<Self::Vector>,
+        weights: Gated<'_, Self>,
+        out: &mut Self::Activations,
+    );
+
+    /// Turns queries and keys by their positions and stores keys and values in their slots.
+    fn rotate_and_store(
+        &self,
+        rope: &RopeTable,
+        slots: &[u32],
+        q: &mut Self::Activations,
+        k: &mut Self::Activations,
+        v: &Self::Activations,
+        kv: &mut Self::KvLayer,
+    );
+
+    /// Causal attention of every token in `spans` to its own sequence.
+    fn attention(
+        &self,
+        scratch: &mut Self::Scratch,
+        q: &Self::Activations,
+        kv: &Self::KvLayer,
+        spans: &[Span],
+        out: &mut Self::Activations,
+    );
+
+    /// `out[i] = head · norm(x[rows[i]])`, `[rows.len(), vocab_size]`.
+    fn logits(
+        &self,
+        scratch: &mut Self::Scratch,
+        x: &Self::Activations,
+        rows: &[usize],
+        norm: &Norm<Self::Vector>,
+        head: &Self::Dense,
+        out: &mut Vec<f32>,
+    );
+}
+
+/// The two matrices of a gated feed-forward layer and the function between them.
+pub struct Gated<'a, B: Backend> {
+    /// `[intermediate_size, hidden_size]`.
+    pub gate: &'a B::Ternary,
+    /// `[intermediate_size, hidden_size]`.
+    pub up: &'a B::Ternary,
+    /// Applied to the gate.
+    pub activation: Activation,
+}

@@ -1,0 +1,2 @@
+//! x86 versions.
+pub mod floats;

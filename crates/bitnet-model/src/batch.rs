@@ -1,0 +1,82 @@
+//! One step's tokens as plain vectors: a flat batch that may hold many sequences, each with one new token or many.
+
+use bitnet_kernels::backend::Span;
+use bitnet_kernels::kv::PAGE;
+
+/// New tokens of any number of sequences.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Position of each token in its sequence.
+    pub positions: Vec<u32>,
+    /// Slot of each token in the cache: `page · PAGE + offset`.
+    pub slots: Vec<u32>,
+    /// The sequences.
+    pub spans: Vec<Span>,
+    /// Rows whose logits are wanted, in the order in which they are wanted.
+    pub outputs: Vec<usize>,
+}
+
+/// Which of a sequence's new tokens need logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// None: more of the prompt follows.
+    None,
+    /// The last one's, to draw the next token from.
+    Last,
+    /// All, to score a text.
+    All,
+}
+
+impl Batch {
+    /// Adds new tokens of a sequence that has `start` tokens in the cache already. `pages` are the sequence's pages in order.
+    ///
+    /// # Panics
+    /// If the pages do not reach to the last of the tokens, or there are none.
+    pub fn push(&mut self, ids: &[u32], start: usize, pages: &[u32], outputs: Outputs) {
+        assert!(
+            !ids.is_empty() && pages.len() * PAGE >= start + ids.len(),
+            "pages cover all positions"
+        );
+        let rows = self.ids.len()..self.ids.len() + ids.len();
+        self.ids.extend_from_slice(ids);
+        for position in start..start + ids.len() {
+            self.positions.push(position as u32);
+            self.slots.push(pages[position / PAGE] * PAGE as u32 + (position % PAGE) as u32);
+        }
+        match outputs {
+            Outputs::None => {}
+            Outputs::Last => self.outputs.push(rows.end - 1),
+            Outputs::All => self.outputs.extend(rows.clone()),
+        }
+        self.spans.push(Span { rows, start, pages: pages.to_vec() });
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequences_lie_one_after_another_with_their_own_slots() {
+        let mut batch = Batch::default();
+        batch.push(&[7, 8, 9], PAGE - 1, &[4, 2], Outputs::Last);
+        batch.push(&[5], 0, &[1], Outputs::All);
+        let page = PAGE as u32;
+        assert_eq!(batch.slots, [5 * page - 1, 2 * page, 2 * page + 1, page]);
+        assert_eq!(batch.positions, [page - 1, page, page + 1, 0]);
+        assert_eq!(batch.outputs, [2, 3]);
+        assert_eq!(batch.spans[1], Span { rows: 3..4, start: 0, pages: vec![1] });
+    }
+}

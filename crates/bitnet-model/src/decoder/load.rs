@@ -1,0 +1,162 @@
+//! From a checkpoint to a model: every tensor is decoded, rearranged once, and its source pages are given back.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bitnet_kernels::backend::{Backend, Norm};
+
+use super::{Layer, Model, rope};
+use crate::config::ArchConfig;
+use crate::error::LoadError;
+use crate::format::Checkpoint;
+
+/// How far loading has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadProgress {
+    /// Ternary matrices in place.
+    pub done: usize,
+    /// Ternary matrices in all.
+    pub total: usize,
+}
+
+/// The ternary matrices of a layer by their Hugging Face names.
+const LINEARS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+/// Output and input features of `LINEARS[linear]`.
+fn shape(config: &ArchConfig, linear: usize) -> (usize, usize) {
+    let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    );
+    [
+        (q, hidden),
+        (kv, hidden),
+        (kv, hidden),
+        (hidden, q),
+        (intermediate, hidden),
+        (intermediate, hidden),
+        (hidden, intermediate),
+    ][linear]
+}
+
+impl<B: Backend> Model<B> {
+    /// Reads all weights with `threads` threads; `progress` is called from any of them.
+    ///
+    /// # Errors
+    /// The first one met, naming file and tensor.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        backend: Arc<B>,
+        threads: usize,
+        progress: &(dyn Fn(LoadProgress) + Sync),
+    ) -> Result<Self, LoadError> {
+        let config = checkpoint.config().clone();
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let embed_tokens =
+            backend.upload_dense(checkpoint.dense("model.embed_tokens", vocab, hidden)?);
+        let lm_head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(backend.upload_dense(checkpoint.dense("lm_head", vocab, hidden)?)),
+        };
+        let norm = load_norm(checkpoint, &*backend, "model.norm", hidden)?;
+        let mut linears = load_linears(checkpoint, &*backend, threads, progress)?.into_iter();
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| load_layer(checkpoint, &*backend, index, &mut linears))
+            .collect::<Result<_, _>>()?;
+        let inverse_frequencies = rope::inverse_frequencies(&config.rope, config.head_dim);
+        Ok(Self { backend, config, embed_tokens, layers, norm, lm_head, inverse_frequencies })
+    }
+}
+
+fn load_norm<B: Backend>(
+    checkpoint: &Checkpoint,
+    backend: &B,
+    name: &str,
+    len: usize,
+) -> Result<Norm<B::Vector>, LoadError> {
+    let weight = backend.upload_vector(checkpoint.vector(name, len)?);
+    Ok(Norm { weight, eps: checkpoint.config().rms_norm_eps })
+}
+
+fn load_layer<B: Backend>(
+    checkpoint: &Checkpoint,
+    backend: &B,
+    index: usize,
+    linears: &mut impl Iterator<Item = B::Ternary>,
+) -> Result<Layer<B>, LoadError> {
+    let config = checkpoint.config();
+    let norm = |name: &str, len| {
+        load_norm(checkpoint, backend, &format!("model.layers.{index}.{name}"), len)
+    };
+    let sub_norm = |name: &str, len| config.sub_norms.then(|| norm(name, len)).transpose();
+    let mut linear = || linears.next().expect("every layer's matrices were loaded");
+    Ok(Layer {
+        input_layernorm: norm("input_layernorm", config.hidden_size)?,
+        q_proj: linear(),
+        k_proj: linear(),
+        v_proj: linear(),
+        attn_sub_norm: sub_norm(
+            "self_attn.attn_sub_norm",
+            config.num_attention_heads * config.head_dim,
+        )?,
+        o_proj: linear(),
+        post_attention_layernorm: norm("post_attention_layernorm", config.hidden_size)?,
+        gate_proj: linear(),
+        up_proj: linear(),
+        ffn_sub_norm: sub_norm("mlp.ffn_sub_norm", config.intermediate_size)?,
+        down_proj: linear(),
+    })
+}
+
+/// All ternary matrices, layer by layer in the order of [`LINEARS`].
+fn load_linears<B: Backend>(
+    checkpoint: &Checkpoint,
+    backend: &B,
+    threads: usize,
+    progress: &(dyn Fn(LoadProgress) + Sync),
+) -> Result<Vec<B::Ternary>, LoadError> {
+    let config = checkpoint.config();
+    let total = config.num_hidden_layers * LINEARS.len();
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let loaded: Mutex<Vec<Option<B::Ternary>>> = Mutex::new((0..total).map(|_| None).collect());
+    let work = || -> Result<(), LoadError> {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= total {
+                return Ok(());
+            }
+            let linear = index % LINEARS.len();
+            let name = format!("model.layers.{}.{}", index / LINEARS.len(), LINEARS[linear]);
+            let (rows, cols) = shape(config, linear);
+            let weights = checkpoint
+                .ternary(&name, rows, cols)
+                .inspect_err(|_| next.store(total, Ordering::Relaxed))?;
+            checkpoint.release(&name);
+            let uploaded = backend.upload_ternary(weights);
+            loaded.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(uploaded);
+            progress(LoadProgress { done: done.fetch_add(1, Ordering::Relaxed) + 1, total });
+        }
+    };
+    std::thread::scope(|scope| {
+        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        helpers
+            .into_iter()
+            .map(|helper| helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .fold(own, Result::and)
+    })?;
+    let loaded = loaded.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(loaded
+        .into_iter()
+        .map(|linear| linear.expect("no thread met an error, so each index was loaded"))
+        .collect())
+}

@@ -1,0 +1,186 @@
+//! The decoder: ternary linear layers between float norms, attention and activation.
+//!
+//! BitNet b1.58 (Wang et al. 2023, arXiv:2310.11453; Ma et al. 2024, arXiv:2402.17764; 2B-4T: 2025, arXiv:2504.12285) and the
+//! ternary Llama family differ in three switches of one layer (sub-norms, activation, tied head), so there is one decoder
+//! and no type per family; reading a family's files is the business of `format` and `config`.
+
+mod load;
+mod rope;
+
+use std::sync::Arc;
+
+use bitnet_kernels::backend::{Backend, Gated, Norm};
+use bitnet_kernels::scalar::elementwise::Activation;
+use bitnet_kernels::scalar::rope::RopeTable;
+
+use crate::batch::Batch;
+use crate::config::ArchConfig;
+use crate::kv::KvCache;
+
+pub use load::LoadProgress;
+
+/// A model, immutable after loading.
+pub struct Model<B: Backend> {
+    backend: Arc<B>,
+    config: ArchConfig,
+    embed_tokens: B::Dense,
+    layers: Vec<Layer<B>>,
+    norm: Norm<B::Vector>,
+    /// None if the head is the embedding table.
+    lm_head: Option<B::Dense>,
+    inverse_frequencies: Vec<f32>,
+}
+
+struct Layer<B: Backend> {
+    input_layernorm: Norm<B::Vector>,
+    q_proj: B::Ternary,
+    k_proj: B::Ternary,
+    v_proj: B::Ternary,
+    attn_sub_norm: Option<Norm<B::Vector>>,
+    o_proj: B::Ternary,
+    post_attention_layernorm: Norm<B::Vector>,
+    gate_proj: B::Ternary,
+    up_proj: B::Ternary,
+    ffn_sub_norm: Option<Norm<B::Vector>>,
+    down_proj: B::Ternary,
+}
+
+/// Activation memory of one caller of [`Model::forward`].
+pub struct Scratch<B: Backend> {
+    hidden: B::Activations,
+    q: B::Activations,
+    k: B::Activations,
+    v: B::Activations,
+    attention: B::Activations,
+    gated: B::Activations,
+    rope: RopeTable,
+    logits: Vec<f32>,
+    operations: B::Scratch,
+}
+
+/// A place in the forward pass at which an observer sees the activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// The residual stream before this layer; the number of layers stands for its end.
+    Hidden(usize),
+    /// What attention gives, before the sub-norm and `o_proj`.
+    Attention(usize),
+    /// The residual stream between attention and feed-forward.
+    PostAttention(usize),
+    /// Activated gate times up, before the sub-norm and `down_proj`.
+    Gated(usize),
+}
+
+impl<B: Backend> Model<B> {
+    /// The hyperparameters.
+    pub fn config(&self) -> &ArchConfig {
+        &self.config
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &Arc<B> {
+        &self.backend
+    }
+
+    /// Activation memory for a caller of [`Self::forward`].
+    pub fn scratch(&self) -> Scratch<B> {
+        let new = || self.backend.activations();
+        Scratch {
+            hidden: new(),
+            q: new(),
+            k: new(),
+            v: new(),
+            attention: new(),
+            gated: new(),
+            rope: RopeTable::default(),
+            logits: Vec::new(),
+            operations: self.backend.scratch(),
+        }
+    }
+
+    /// Runs a batch through all layers. Returns logits `[batch.outputs.len(), vocab_size]` in f32.
+    ///
+    /// # Panics
+    /// If an id is not below `vocab_size` or a slot not in the cache.
+    pub fn forward<'s>(
+        &self,
+        batch: &Batch,
+        kv: &mut KvCache<B>,
+        scratch: &'s mut Scratch<B>,
+    ) -> &'s [f32] {
+        self.forward_observed(batch, kv, scratch, &mut |_, _| {})
+    }
+
+    /// [`Self::forward`], showing the activations at every [`Point`] to `observe`.
+    pub fn forward_observed<'s>(
+        &self,
+        batch: &Batch,
+        kv: &mut KvCache<B>,
+        scratch: &'s mut Scratch<B>,
+        observe: &mut dyn FnMut(Point, &B::Activations),
+    ) -> &'s [f32] {
+        assert!(
+            batch.ids.iter().all(|&id| (id as usize) < self.config.vocab_size),
+            "callers check token ids"
+        );
+        scratch.rope.fill(&self.inverse_frequencies, &batch.positions);
+        self.backend.embed(&self.embed_tokens, &batch.ids, &mut scratch.hidden);
+        for (index, (layer, kv)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
+            observe(Point::Hidden(index), &scratch.hidden);
+            self.attention(layer, batch, kv, scratch);
+            observe(Point::Attention(index), &scratch.attention);
+            let s = &mut *scratch;
+            self.backend.project_add(
+                &mut s.operations,
+                &s.attention,
+                layer.attn_sub_norm.as_ref(),
+                &layer.o_proj,
+                &mut s.hidden,
+            );
+            observe(Point::PostAttention(index), &s.hidden);
+            self.feed_forward(layer, s);
+            observe(Point::Gated(index), &s.gated);
+            self.backend.project_add(
+                &mut s.operations,
+                &s.gated,
+                layer.ffn_sub_norm.as_ref(),
+                &layer.down_proj,
+                &mut s.hidden,
+            );
+        }
+        observe(Point::Hidden(self.layers.len()), &scratch.hidden);
+        let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
+        self.backend.logits(
+            &mut scratch.operations,
+            &scratch.hidden,
+            &batch.outputs,
+            &self.norm,
+            head,
+            &mut scratch.logits,
+        );
+        &scratch.logits
+    }
+
+    fn attention(&self, layer: &Layer<B>, batch: &Batch, kv: &mut B::KvLayer, s: &mut Scratch<B>) {
+        let mut parts =
+            [(&layer.q_proj, &mut s.q), (&layer.k_proj, &mut s.k), (&layer.v_proj, &mut s.v)];
+        self.backend.project(&mut s.operations, &s.hidden, &layer.input_layernorm, &mut parts);
+        self.backend.rotate_and_store(&s.rope, &batch.slots, &mut s.q, &mut s.k, &s.v, kv);
+        self.backend.attention(&mut s.operations, &s.q, kv, &batch.spans, &mut s.attention);
+    }
+
+    fn feed_forward(&self, layer: &Layer<B>, s: &mut Scratch<B>) {
+        let activation = match self.config.hidden_act {
+            crate::config::HiddenAct::Relu2 => Activation::Relu2,
+            crate::config::HiddenAct::Silu => Activation::Silu,
+        };
+        let weights = Gated { gate: &layer.gate_proj, up: &layer.up_proj, activation };
+        self.backend.gated(
+            &mut s.operations,
+            &s.hidden,
+            &layer.post_attention_layernorm,
+            weights,
+            &mut s.gated,
+        );
+    }
+}
