@@ -114,7 +114,7 @@ impl Parser<'_> {
                 expected,
             ));
         }
-        let start = start.checked_add(data_start).unwrap_or(u64::MAX);
+        let start = start.saturating_add(data_start);
         self.need(start, bytes, &format!("tensor `{name}`"))?;
         Ok(Tensor {
             own_name: name.into(),

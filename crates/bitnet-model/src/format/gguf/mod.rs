@@ -4,6 +4,7 @@
 
 mod reader;
 mod types;
+pub mod write;
 
 use std::{collections::HashSet, path::Path};
 

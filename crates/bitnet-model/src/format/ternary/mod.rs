@@ -107,3 +107,6 @@ fn tensor_scale(matrix: &TernaryMatrix) -> Result<f32, TernaryError> {
     };
     Err(TernaryError::Scales { found, expected: "one scale" })
 }
+
+#[cfg(test)]
+mod tests;
