@@ -4,6 +4,8 @@
 compile_error!("bitnet-kernels needs a backend: enable the feature `cpu`");
 
 pub mod activation;
+pub mod cpu;
 pub mod dense;
 pub mod device;
+pub mod scalar;
 pub mod ternary;

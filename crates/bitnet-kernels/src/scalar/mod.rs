@@ -1,0 +1,3 @@
+//! Plain Rust reference of every operation: the definition, and the oracle of all tests.
+
+pub mod ternary;
