@@ -2,14 +2,19 @@
 
 pub mod floats;
 pub mod isa;
+pub mod level;
 pub mod packed;
 pub mod pool;
-pub mod selftest;
+pub(crate) mod product;
+pub mod selection;
+mod selftest;
 
 #[cfg(target_arch = "aarch64")]
-mod aarch64;
+#[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
+pub mod aarch64;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+#[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
+pub mod x86;
 
 use std::ops::Range;
 use std::sync::Mutex;
