@@ -174,17 +174,16 @@ mod tests {
     #[test]
     fn a_shorter_sequence_bounds_the_cache() {
         let inference = InferenceConfig { max_batch_size: 2, ..Default::default() };
-        check(
-            EngineConfig { max_seq_len: 100, inference, ..Default::default() },
-            Ok((100, 2 * 2)),
-        );
+        check(EngineConfig { max_seq_len: 100, inference, ..Default::default() }, Ok((100, 2 * 2)));
     }
 
     #[test]
     fn more_than_the_models_context_is_an_error() {
         check(
             EngineConfig { max_seq_len: 4097, ..Default::default() },
-            Err("`max_seq_len` is 4097; it should be at most 4096, the context this model was made for"),
+            Err(
+                "`max_seq_len` is 4097; it should be at most 4096, the context this model was made for",
+            ),
         );
     }
 
@@ -193,7 +192,9 @@ mod tests {
         let inference = InferenceConfig { kv_cache_bytes: PAGE_BYTES, ..Default::default() };
         check(
             EngineConfig { max_seq_len: 65, inference, ..Default::default() },
-            Err("`kv_cache_bytes` is 4915200; it should be 0 or at least 9830400 bytes, a sequence of 65 tokens"),
+            Err(
+                "`kv_cache_bytes` is 4915200; it should be 0 or at least 9830400 bytes, a sequence of 65 tokens",
+            ),
         );
     }
 
@@ -208,7 +209,9 @@ mod tests {
             InferenceConfig { max_batch_size: 8, max_batch_tokens: 7, ..Default::default() };
         check(
             EngineConfig { inference, ..Default::default() },
-            Err("`max_batch_tokens` is 7; it should be at least max_batch_size, 8: a token for each sequence"),
+            Err(
+                "`max_batch_tokens` is 7; it should be at least max_batch_size, 8: a token for each sequence",
+            ),
         );
     }
 }

@@ -138,8 +138,8 @@ impl<B: Backend> Engine<B> {
     fn announce(&mut self, plan: &Plan) {
         let now = Instant::now();
         for entry in &plan.entries {
-            let client = self.clients.get_mut(&entry.id);
-            if let Some(client) = client.filter(|client| client.permit.take().is_some()) {
+            let Some(client) = self.clients.get_mut(&entry.id) else { continue };
+            if client.permit.take().is_some() {
                 let _ = client.events.try_send(Event::Started(now)); // whoever is gone is found in the next step
             }
         }
@@ -214,7 +214,11 @@ fn draw(
 
 /// `-ln p(next[i])` by each row of logits.
 fn score(logits: &[f32], vocab_size: usize, next: &[u32]) -> Result<Vec<f32>, SampleError> {
-    logits.chunks_exact(vocab_size).zip(next).map(|(row, &id)| negative_log_likelihood(row, id)).collect()
+    logits
+        .chunks_exact(vocab_size)
+        .zip(next)
+        .map(|(row, &id)| negative_log_likelihood(row, id))
+        .collect()
 }
 
 fn negative_log_likelihood(logits: &[f32], id: u32) -> Result<f32, SampleError> {

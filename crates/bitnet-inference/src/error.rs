@@ -91,14 +91,20 @@ impl EngineError {
                 "give some text; this model's tokenizer puts no token of its own before it".into()
             }
             Self::PromptTooLong { tokens, context } => {
-                format!("shorten it by {} tokens or raise max_seq_len if the model allows more", tokens - context)
+                format!(
+                    "shorten it by {} tokens or raise max_seq_len if the model allows more",
+                    tokens - context
+                )
             }
             Self::UnknownToken { .. } => {
                 "use the tokenizer that was published with this model".into()
             }
-            Self::QueueFull { .. } => "try again when a request has finished, or raise max_waiting".into(),
+            Self::QueueFull { .. } => {
+                "try again when a request has finished, or raise max_waiting".into()
+            }
             Self::Sample { .. } => {
-                "the weights may be damaged or read in a wrong layout; compare the file's checksum".into()
+                "the weights may be damaged or read in a wrong layout; compare the file's checksum"
+                    .into()
             }
             Self::Panicked { .. } => "please report it with the prompt and the model's name".into(),
             Self::Stopped | Self::Thread { .. } | Self::Config(_) => return None,

@@ -98,9 +98,7 @@ impl EngineHandle {
         self.check(&request)?;
         let permit = self.permit()?;
         let (events, receiver) = async_channel::unbounded(); // bounded by the context: an event for each token
-        self.jobs
-            .try_send(Job { request, events, permit })
-            .map_err(|_| EngineError::Stopped)?;
+        self.jobs.try_send(Job { request, events, permit }).map_err(|_| EngineError::Stopped)?;
         Ok(receiver)
     }
 

@@ -152,14 +152,23 @@ impl GenerationConfig {
         check("top_p", p, p > 0.0 && p <= 1.0, "above 0 and up to 1, which keeps all tokens")?;
         check("min_p", m, (0.0..=1.0).contains(&m), "from 0, which keeps all tokens, to 1")?;
         let (r, pp, fp) = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty);
-        check("repetition_penalty", r, finite_from_0(r) && r > 0.0, "a finite number above 0; 1 is none")?;
+        check(
+            "repetition_penalty",
+            r,
+            finite_from_0(r) && r > 0.0,
+            "a finite number above 0; 1 is none",
+        )?;
         check("presence_penalty", pp, penalty(pp), "from -2 to 2; 0 is none")?;
         check("frequency_penalty", fp, penalty(fp), "from -2 to 2; 0 is none")?;
         if self.max_new_tokens == 0 {
             return Err(InvalidConfig::new("max_new_tokens", 0, "at least 1"));
         }
         if self.stop.iter().any(String::is_empty) {
-            return Err(InvalidConfig::new("stop", "an empty text", "a text of at least one character"));
+            return Err(InvalidConfig::new(
+                "stop",
+                "an empty text",
+                "a text of at least one character",
+            ));
         }
         Ok(())
     }
@@ -316,7 +325,9 @@ mod tests {
     fn a_setting_without_effect_is_an_error() {
         check(
             config(|c| c.sampling_strategy = SamplingStrategy::TopP),
-            Some("`temperature` is 0; it should be above 0 for SamplingStrategy::TopP, or choose another strategy"),
+            Some(
+                "`temperature` is 0; it should be above 0 for SamplingStrategy::TopP, or choose another strategy",
+            ),
         );
         check(
             config(|c| (c.sampling_strategy, c.temperature) = (SamplingStrategy::TopK, 1.0)),
@@ -327,14 +338,18 @@ mod tests {
                 (c.sampling_strategy, c.temperature, c.top_k) =
                     (SamplingStrategy::Temperature, 1.0, 40);
             }),
-            Some("`top_k` is 40; it should be 0 for SamplingStrategy::Temperature, or choose another strategy"),
+            Some(
+                "`top_k` is 40; it should be 0 for SamplingStrategy::Temperature, or choose another strategy",
+            ),
         );
     }
 
     #[test]
     fn the_strategy_of_some_settings_accepts_them() {
         for temperature in [0.0, 0.8] {
-            for (top_k, top_p, min_p) in [(0, 1.0, 0.0), (9, 1.0, 0.0), (9, 0.5, 0.1), (0, 1.0, 0.1)] {
+            for (top_k, top_p, min_p) in
+                [(0, 1.0, 0.0), (9, 1.0, 0.0), (9, 0.5, 0.1), (0, 1.0, 0.1)]
+            {
                 let sampling_strategy = SamplingStrategy::of(temperature, top_k, top_p, min_p);
                 check(
                     GenerationConfig {

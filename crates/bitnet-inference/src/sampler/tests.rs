@@ -117,9 +117,8 @@ fn min_p_is_relative_to_the_likeliest() {
 #[test]
 fn filters_of_a_large_vocabulary_equal_those_by_sorting() {
     // Logits from a multiplicative sequence, many of them equal.
-    let logits: Vec<f32> = (0..5000u64)
-        .map(|i| ((i * 2_654_435_761) % 997) as f32 / 100.0)
-        .collect();
+    let logits: Vec<f32> =
+        (0..5000u64).map(|i| ((i * 2_654_435_761) % 997) as f32 / 100.0).collect();
     let weights: Vec<Candidate> =
         logits.iter().zip(0..).map(|(l, id)| Candidate { weight: l.exp(), id }).collect();
     let mut sorted = weights.clone();
@@ -167,7 +166,8 @@ fn the_repetition_penalty_divides_positive_and_multiplies_negative_logits_once()
 
 #[test]
 fn the_repetition_penalty_forgets_what_is_long_past() {
-    let config = GenerationConfig { repetition_penalty: 2.0, repeat_last_n: 2, ..Default::default() };
+    let config =
+        GenerationConfig { repetition_penalty: 2.0, repeat_last_n: 2, ..Default::default() };
     let draw = |tokens: &[u32]| sampler(config.clone()).draw(&[5.0, 3.0, 0.0], tokens, 0);
     assert_eq!(draw(&[0, 2]), Ok(1));
     assert_eq!(draw(&[0, 2, 2]), Ok(0));
@@ -176,8 +176,7 @@ fn the_repetition_penalty_forgets_what_is_long_past() {
 #[test]
 fn presence_and_frequency_penalties_count_the_answer_only() {
     let draw = |presence_penalty, frequency_penalty, prompt_len| {
-        let config =
-            GenerationConfig { presence_penalty, frequency_penalty, ..Default::default() };
+        let config = GenerationConfig { presence_penalty, frequency_penalty, ..Default::default() };
         sampler(config).draw(&[5.0, 4.0, 3.1], &[0, 0, 0, 1], prompt_len)
     };
     assert_eq!(draw(1.5, 0.0, 0), Ok(0)); // 3.5, 2.5, 3.1
@@ -214,7 +213,8 @@ fn logits_that_are_no_numbers_are_an_error() {
 fn extreme_temperatures_are_no_panic() {
     for temperature in [f32::MIN_POSITIVE, 1e-30, 1e30, f32::MAX] {
         for logits in [[1e30, -1e30, 0.0], [-1e38, -1e38, -1e38]] {
-            let config = GenerationConfig { temperature, top_k: 2, top_p: 0.5, min_p: 0.5, ..config() };
+            let config =
+                GenerationConfig { temperature, top_k: 2, top_p: 0.5, min_p: 0.5, ..config() };
             assert!(sampler(config).draw(&logits, &[], 0).unwrap() < 3);
         }
     }
