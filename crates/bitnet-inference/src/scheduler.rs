@@ -187,10 +187,8 @@ impl Scheduler {
             .iter()
             .zip(tokens)
             .filter_map(|(entry, token)| {
-                let finished = self.running_mut(entry.id)?.advance(entry, *token);
                 let limit = self.limits.max_seq_len;
-                let sequence = self.running_mut(entry.id)?;
-                let finished = finished.or_else(|| sequence.full(limit));
+                let finished = self.running_mut(entry.id)?.advance(entry, *token, limit);
                 if finished.is_some() {
                     self.remove(entry.id);
                 }
@@ -222,7 +220,13 @@ fn add_entry(sequence: &Sequence, plan: &mut Plan, tokens: &mut usize, outputs: 
 }
 
 impl Sequence {
-    fn advance(&mut self, entry: &Entry, token: Option<u32>) -> Option<Finished> {
+    /// Books what was computed and drawn; says how the sequence ends if it does.
+    fn advance(
+        &mut self,
+        entry: &Entry,
+        token: Option<u32>,
+        max_seq_len: usize,
+    ) -> Option<Finished> {
         self.computed += entry.count;
         self.tokens.extend(token);
         match &mut self.task {
@@ -232,21 +236,18 @@ impl Sequence {
             }
             Task::Generate { max_new_tokens, stop_ids, .. } => {
                 let token = token?;
-                if stop_ids.contains(&token) {
-                    Some(Finished::Generated(FinishReason::Stop(Stop::Token(token))))
+                let reason = if stop_ids.contains(&token) {
+                    FinishReason::Stop(Stop::Token(token))
                 } else if self.tokens.len() - self.prompt_len >= *max_new_tokens {
-                    Some(Finished::Generated(FinishReason::Length))
+                    FinishReason::Length
+                } else if self.tokens.len() >= max_seq_len {
+                    FinishReason::Context
                 } else {
-                    None
-                }
+                    return None;
+                };
+                Some(Finished::Generated(reason))
             }
         }
-    }
-
-    fn full(&self, max_seq_len: usize) -> Option<Finished> {
-        let generates = matches!(self.task, Task::Generate { .. });
-        (generates && self.tokens.len() >= max_seq_len)
-            .then_some(Finished::Generated(FinishReason::Context))
     }
 }
 
