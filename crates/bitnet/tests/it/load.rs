@@ -1,0 +1,129 @@
+//! Loading: what was chosen is told, and what cannot be done is an error.
+
+use std::fs;
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bitnet::{BitNetModel, Device, Error, InferenceConfig, KvType, ModelConfig, automatic_threads};
+use futures_lite::future::block_on;
+
+use crate::support::{demo, load, testdata};
+
+const TINY: &str = "golden/bitnet-tiny";
+
+#[track_caller]
+fn check_error(config: ModelConfig, expected: &str, help: Option<&str>) {
+    let error =
+        BitNetModel::from_pretrained(testdata(TINY)).with_config(config).load().unwrap_err();
+    assert_eq!(error.to_string(), expected);
+    assert_eq!(error.help().as_deref(), help);
+}
+
+#[test]
+fn info_tells_what_was_loaded_and_chosen() {
+    let config = ModelConfig {
+        threads: 2,
+        simd_level: Some("scalar".into()),
+        max_seq_len: 100,
+        kv_dtype: KvType::F32,
+        ..Default::default()
+    };
+    let inference = InferenceConfig { max_batch_size: 3, ..Default::default() };
+    let builder = BitNetModel::from_pretrained(testdata("demo-model/gguf/demo-tq2_0.gguf"));
+    let model = builder.with_config(config).with_inference_config(inference).load().unwrap();
+    let info = model.info();
+    assert_eq!(info.architecture, "bitnet-b1.58");
+    assert_eq!((info.device.as_str(), info.simd_level, info.threads), ("cpu", "scalar", 2));
+    assert_eq!((info.context_length, info.kv_dtype), (100, KvType::F32));
+    // 6 layers, keys and values of 2 heads of 64, 4 bytes each; 2 pages of 64 positions for each of 3 sequences.
+    assert_eq!(info.kv_bytes_per_token, 6 * 2 * 2 * 64 * 4);
+    assert_eq!(info.kv_cache_bytes, 3 * 128 * info.kv_bytes_per_token);
+    // Six layers of seven matrices.
+    assert_eq!(info.encodings["TQ2_0"].tensors, 42);
+    assert_eq!(info.encodings["TQ2_0"].bytes, info.bytes.ternary);
+    assert_eq!(info.bytes.ternary, 4_718_592 / 256 * 66);
+    assert_eq!(info.bytes.embedding, 4096 * 256 / 32 * 34);
+    assert_eq!(info.bytes.head, 0);
+}
+
+#[test]
+fn threads_are_automatic_unless_given() {
+    assert_eq!(demo().info().threads, automatic_threads());
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error_and_not_the_cpu() {
+    check_error(
+        ModelConfig { device: Device::Cuda(1), ..Default::default() },
+        "cuda:1 is not available: this program has the CPU backend only",
+        Some("use `auto` or `cpu`"),
+    );
+}
+
+#[test]
+fn a_longer_context_than_the_models_is_an_error() {
+    check_error(
+        ModelConfig { max_seq_len: 100_000, ..Default::default() },
+        "`max_seq_len` is 100000; it should be at most 512, the context this model was made for",
+        None,
+    );
+}
+
+#[test]
+fn a_simd_level_that_does_not_exist_is_an_error() {
+    let config = ModelConfig { simd_level: Some("mmx".into()), ..Default::default() };
+    let builder = BitNetModel::from_pretrained(testdata(TINY)).with_config(config);
+    let error = builder.load().unwrap_err();
+    assert!(matches!(error, Error::Simd(_)), "{error}");
+    assert!(error.help().unwrap().starts_with("available here: auto, scalar"));
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = BitNetModel::from_pretrained("no/such/model.gguf").load().unwrap_err();
+    assert_eq!(error.to_string(), "no/such/model.gguf: cannot be read");
+    assert!(error.help().is_some());
+}
+
+#[test]
+fn a_tokenizer_larger_than_the_model_is_refused() {
+    // The demo model's tokenizer has 4096 tokens, the tiny model 384.
+    let dir = std::env::temp_dir().join(format!("bitnet-vocabulary-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    for (from, file) in [
+        (TINY, "config.json"),
+        (TINY, "model.safetensors"),
+        ("demo-model/packed", "tokenizer.json"),
+        ("demo-model/packed", "tokenizer_config.json"),
+    ] {
+        fs::copy(testdata(from).join(file), dir.join(file)).unwrap();
+    }
+    let error = BitNetModel::from_pretrained(&dir).load().unwrap_err();
+    fs::remove_dir_all(&dir).unwrap();
+    let expected =
+        "the tokenizer has 4096 tokens, but the model only 384: they do not belong together";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn loading_tells_how_far_it_is_and_works_on_any_runtime() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&seen);
+    let builder = BitNetModel::from_pretrained(testdata(TINY)).with_progress(move |progress| {
+        assert!(progress.done <= progress.total);
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    block_on(builder.into_future()).unwrap();
+    assert_eq!(seen.load(Ordering::Relaxed), 14);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async { BitNetModel::from_pretrained(testdata(TINY)).await }).unwrap();
+}
+
+#[test]
+fn without_mmap_the_answers_are_the_same() {
+    let config = ModelConfig { use_mmap: false, ..Default::default() };
+    let read = BitNetModel::from_pretrained(testdata(TINY)).with_config(config).load().unwrap();
+    let ids: Vec<u32> = (0..40).collect();
+    assert_eq!(read.logits(&ids).unwrap(), load(TINY).logits(&ids).unwrap());
+}

@@ -1,0 +1,6 @@
+//! The library as its users see it.
+
+mod generate;
+mod load;
+mod perplexity;
+mod support;
