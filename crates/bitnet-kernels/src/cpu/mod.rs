@@ -114,6 +114,15 @@ impl CpuBackend {
         self.packed.load(Ordering::Relaxed)
     }
 
+    /// BitLinear on plain floats: `W · q(x)` for each row of `x`, `[tokens, cols]`, as `[tokens, rows]`.
+    pub fn linear(&self, w: &CpuTernary, x: &[f32]) -> Vec<f32> {
+        let x = Matrix { cols: w.packed.cols(), data: x.to_vec() };
+        let mut y = Matrix::default();
+        y.resize(x.rows(), w.packed.rows());
+        self.project_add(&mut CpuScratch::default(), &x, None, w, &mut y);
+        y.data
+    }
+
     fn with_worker<R>(&self, thread: usize, work: impl FnOnce(&mut WorkerScratch) -> R) -> R {
         work(&mut self.workers[thread].lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
@@ -452,3 +461,6 @@ impl Backend for CpuBackend {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;
