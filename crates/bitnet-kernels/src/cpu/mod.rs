@@ -1,15 +1,19 @@
 //! The processor as a backend.
 
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
+pub mod aarch64;
 pub mod floats;
 pub mod isa;
+pub mod level;
 pub mod packed;
 pub mod pool;
-pub mod selftest;
-
-#[cfg(target_arch = "aarch64")]
-mod aarch64;
+pub(crate) mod product;
+pub mod selection;
+mod selftest;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+#[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
+pub mod x86;
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -23,11 +27,9 @@ use crate::scalar::attention::Context;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::{CODES_PER_WORD, TernaryMatrix, WeightScale};
 use isa::Isa;
-use packed::PackedTernary;
+use packed::{PANEL_ROWS, PackedTernary};
 use pool::{Stripe, ThreadPool, stripes};
 
-/// Rows of a panel, the unit in which rows of a ternary matrix are given out.
-const PANEL: usize = 16;
 /// Panels that a thread takes at a time at most: with 2560 columns 160 KB, which stay in its cache while tokens go by.
 const MAX_PANELS: usize = 16;
 /// Tokens whose integer sums a thread holds at a time.
@@ -148,8 +150,8 @@ impl CpuBackend {
 
     /// Columns of an output that a thread takes at a time: a few items for each thread, at most [`MAX_PANELS`] panels.
     fn stripe_width(&self, rows: usize) -> usize {
-        let panels = rows.div_ceil(PANEL);
-        panels.div_ceil(4 * self.threads()).clamp(1, MAX_PANELS) * PANEL
+        let panels = rows.div_ceil(PANEL_ROWS);
+        panels.div_ceil(4 * self.threads()).clamp(1, MAX_PANELS) * PANEL_ROWS
     }
 
     /// `emit(t, floats)` for each token: the products of its int8 row with the rows `range` of `w`, scaled.
@@ -162,8 +164,8 @@ impl CpuBackend {
         floats: &mut Vec<f32>,
         mut emit: impl FnMut(usize, &[f32]),
     ) {
-        let panels = range.start / PANEL..range.end.div_ceil(PANEL);
-        let width = panels.len() * PANEL;
+        let panels = range.start / PANEL_ROWS..range.end.div_ceil(PANEL_ROWS);
+        let width = panels.len() * PANEL_ROWS;
         for start in (0..x.rows()).step_by(TOKEN_BLOCK) {
             let tokens = start..x.rows().min(start + TOKEN_BLOCK);
             acc.resize(tokens.len() * width, 0);
@@ -189,7 +191,7 @@ impl CpuBackend {
         acc: &mut [i32],
         floats: &mut [f32],
     ) {
-        let width = panels.len() * PANEL;
+        let width = panels.len() * PANEL_ROWS;
         let all = 0..w.packed.blocks_per_panel();
         let rows = |acc: &[i32], floats: &mut [f32], emit: &dyn Fn(&[i32], f32, &mut [f32])| {
             for ((token, acc), floats) in

@@ -1,1 +1,165 @@
-//! temporary
+//! Runs the kernels of a tier against the scalar oracle before the tier is trusted.
+//!
+//! CPUID can promise instructions that a hypervisor does not deliver, and kernels that no developer's machine can run
+//! must prove themselves on the first one that can. All of it takes about a millisecond.
+
+use super::packed::{PANEL_ROWS, PackedTernary};
+use super::product::Product;
+use crate::activation::QuantizedRows;
+use crate::scalar;
+use crate::ternary::{TernaryMatrix, WeightScale};
+
+/// A product that came out wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "self-test `{case}` with {tokens} tokens: row {row} of token {token} is {found}, but the definition gives {expected}"
+)]
+pub struct WrongProduct {
+    case: &'static str,
+    tokens: usize,
+    row: usize,
+    token: usize,
+    found: i32,
+    expected: i32,
+}
+
+/// Holds `run` against the oracle: each number of tokens that has a kernel of its own, odd panels, padding, the
+/// values that come nearest to overflow, and a slice of the columns.
+pub(super) fn check(run: impl Fn(&Product<'_>, &mut [i32])) -> Result<(), WrongProduct> {
+    let mixed = (mixed_matrix(40, 84), mixed_rows(13, 84));
+    for tokens in 1..=13 {
+        check_case("mixed", &mixed, tokens, 0..6, &run)?;
+    }
+    check_case("slice", &mixed, 1, 2..5, &run)?;
+    check_case("slice", &mixed, 3, 2..5, &run)?;
+    // 17 blocks: one more than the longest run of 16-bit sums.
+    let extreme = (extreme_matrix(PANEL_ROWS, 17 * 16), extreme_rows(4, 17 * 16));
+    check_case("extreme", &extreme, 4, 0..17, &run)?;
+    check_case("extreme", &extreme, 1, 0..17, &run)
+}
+
+fn check_case(
+    case: &'static str,
+    (matrix, x): &(TernaryMatrix, QuantizedRows),
+    tokens: usize,
+    blocks: std::ops::Range<usize>,
+    run: impl Fn(&Product<'_>, &mut [i32]),
+) -> Result<(), WrongProduct> {
+    let w = PackedTernary::pack(matrix);
+    let product = Product { blocks, tokens: 0..tokens, ..Product::whole(&w, x) };
+    let columns = product.blocks.start * 16..(product.blocks.end * 16).min(x.cols());
+    let mut out = vec![i32::MIN; product.len()];
+    run(&product, &mut out);
+    for (token, out) in out.chunks(w.panels() * PANEL_ROWS).enumerate() {
+        for (row, &found) in out.iter().enumerate().take(w.rows()) {
+            let expected = scalar::ternary::dot(
+                &matrix.row(row)[product.blocks.clone()],
+                &x.row(token)[columns.clone()],
+            );
+            if found != expected {
+                return Err(WrongProduct { case, tokens, row, token, found, expected });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A matrix of all three weights without a visible pattern.
+pub(super) fn mixed_matrix(rows: usize, cols: usize) -> TernaryMatrix {
+    let values: Vec<i8> = scramble(rows * cols).map(|bits| (bits % 3) as i8 - 1).collect();
+    TernaryMatrix::from_values(rows, cols, &values, WeightScale::Tensor(1.0))
+}
+
+/// Activations from -127 to 127 without a visible pattern.
+pub(super) fn mixed_rows(rows: usize, cols: usize) -> QuantizedRows {
+    let values: Vec<i8> =
+        scramble(rows * cols).map(|bits| (bits % 255) as u8 as i8).map(|q| q.max(-127)).collect();
+    QuantizedRows::from_values(rows, cols, &values, vec![1.0; rows])
+}
+
+/// Rows of only +1, only -1, and both in turn.
+fn extreme_matrix(rows: usize, cols: usize) -> TernaryMatrix {
+    let value = |i: usize| match i / cols % 3 {
+        0 => 1,
+        1 => -1,
+        _ => 1 - 2 * (i % 2) as i8,
+    };
+    let values: Vec<i8> = (0..rows * cols).map(value).collect();
+    TernaryMatrix::from_values(rows, cols, &values, WeightScale::Tensor(1.0))
+}
+
+/// Rows of only 127, only -127, both in turn, and one 127 among zeros.
+fn extreme_rows(rows: usize, cols: usize) -> QuantizedRows {
+    let value = |i: usize| match (i / cols % 4, i % cols) {
+        (0, _) => 127,
+        (1, _) => -127,
+        (2, col) => {
+            if col % 2 == 0 {
+                127
+            } else {
+                -127
+            }
+        }
+        (_, col) => 127 * i8::from(col == cols / 2),
+    };
+    let values: Vec<i8> = (0..rows * cols).map(value).collect();
+    QuantizedRows::from_values(rows, cols, &values, vec![1.0; rows])
+}
+
+/// The same pseudo-random numbers on every call.
+fn scramble(len: usize) -> impl Iterator<Item = u32> {
+    (1..=len as u32).map(|i| {
+        let mixed = i.wrapping_mul(0x9E37_79B1);
+        (mixed ^ mixed >> 15).wrapping_mul(0x85EB_CA77) >> 8
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::isa::Isa;
+
+    /// A kernel that is right but for one mistake.
+    #[track_caller]
+    fn check_found(mistake: impl Fn(&Product<'_>, &mut [i32])) {
+        let run = |product: &Product<'_>, out: &mut [i32]| {
+            product.run_on(Isa::Scalar, out);
+            mistake(product, out);
+        };
+        assert!(check(run).is_err());
+    }
+
+    #[test]
+    fn a_right_kernel_passes() {
+        assert_eq!(check(|product, out| product.run_on(Isa::Scalar, out)), Ok(()));
+    }
+
+    #[test]
+    fn one_wrong_value_is_reported_with_its_place() {
+        let run = |product: &Product<'_>, out: &mut [i32]| {
+            product.run_on(Isa::Scalar, out);
+            out[if product.tokens.len() == 7 { 6 * 48 + 39 } else { 47 }] ^= 1; // row 47 is padding
+        };
+        let wrong = check(run).unwrap_err();
+        assert_eq!((wrong.tokens, wrong.token, wrong.row), (7, 6, 39));
+    }
+
+    #[test]
+    fn sums_that_wrap_at_16_bits_are_found() {
+        check_found(|product, out| {
+            let wrapped = |x: i32, sum: i32| i32::from((x + sum) as i16) - sum;
+            for (token, out) in out.chunks_mut(product.panels.len() * PANEL_ROWS).enumerate() {
+                out.iter_mut().for_each(|x| *x = wrapped(*x, product.x.sum[token]));
+            }
+        });
+    }
+
+    #[test]
+    fn the_sum_of_all_columns_in_place_of_a_slice_is_found() {
+        check_found(|product, out| {
+            if product.blocks.len() != product.w.blocks_per_panel() {
+                out.iter_mut().for_each(|x| *x += product.x.sum[0]);
+            }
+        });
+    }
+}

@@ -9,6 +9,7 @@ pub mod elementwise;
 pub mod head;
 pub mod norm;
 pub mod rope;
+pub mod ternary;
 
 /// Partial sums of a reduction over floats; a multiple of every vector width.
 pub const LANES: usize = 16;

@@ -27,7 +27,8 @@ const MODELS: [(&str, &str); 5] = [
 ];
 
 fn load(model: &str, isa: Isa, threads: usize) -> Model<CpuBackend> {
-    let checkpoint = Checkpoint::open(&testdata("golden").join(model), &OpenOptions::default()).unwrap();
+    let checkpoint =
+        Checkpoint::open(&testdata("golden").join(model), &OpenOptions::default()).unwrap();
     let backend = Arc::new(CpuBackend::new(isa, threads).unwrap());
     Model::load(&checkpoint, backend, threads, &|_| {}).unwrap()
 }
@@ -37,7 +38,8 @@ fn reference(file: &str, folder: &str) -> Reference {
     let folder = testdata("golden").join(folder);
     let reference = Reference::open(&folder.join("golden.safetensors"));
     match file.contains("TQ1_0") {
-        true => reference.with_outputs(Reference::open(&folder.join("golden-float16-scales.safetensors"))),
+        true => reference
+            .with_outputs(Reference::open(&folder.join("golden-float16-scales.safetensors"))),
         false => reference,
     }
 }
@@ -80,7 +82,7 @@ const PROMPTS: [&str; 3] = ["p0", "p1", "p2"];
 fn logits_and_greedy_continuations_are_the_references() {
     for (file, folder) in MODELS {
         let reference = reference(file, folder);
-        for isa in Isa::available() {
+        for &isa in Isa::available() {
             for threads in [1, 2] {
                 let model = load(file, isa, threads);
                 for p in PROMPTS {
@@ -135,7 +137,7 @@ fn every_tier_and_thread_count_gives_the_same_bits() {
     for (file, folder) in MODELS {
         let ids = reference(file, folder).ids("p2.input_ids");
         let expected = Run::new(&load(file, Isa::Scalar, 1)).feed(&ids);
-        for isa in Isa::available() {
+        for &isa in Isa::available() {
             for threads in 1..=3 {
                 let found = Run::new(&load(file, isa, threads)).feed(&ids);
                 assert!(found == expected, "{file} on {} with {threads} threads", isa.name());
@@ -156,7 +158,10 @@ fn sequences_in_one_batch_do_not_see_each_other() {
     let together = model.forward(&batch, &mut kv, &mut model.scratch()).to_vec();
     let vocab = model.config().vocab_size;
     let (alone_a, alone_b) = (Run::new(&model).feed(&a), Run::new(&model).feed(&b));
-    assert!(together[..a.len() * vocab] == alone_a && together[a.len() * vocab..] == alone_b[alone_b.len() - vocab..]);
+    assert!(
+        together[..a.len() * vocab] == alone_a
+            && together[a.len() * vocab..] == alone_b[alone_b.len() - vocab..]
+    );
 }
 
 #[test]
@@ -164,7 +169,8 @@ fn int8_inputs_and_hidden_states_are_the_references() {
     for (file, folder) in MODELS {
         let reference = reference(file, folder);
         let model = load(file, Isa::best(), 1);
-        let checkpoint = Checkpoint::open(&testdata("golden").join(file), &OpenOptions::default()).unwrap();
+        let checkpoint =
+            Checkpoint::open(&testdata("golden").join(file), &OpenOptions::default()).unwrap();
         for p in PROMPTS {
             let layers = Layers { checkpoint: &checkpoint, reference: &reference, p, file };
             let mut batch = Batch::default();
@@ -199,9 +205,15 @@ impl Layers<'_> {
         }
         let (layer, norm, linear) = match point {
             Point::Hidden(layer) => (layer, Some("input_layernorm"), "self_attn.q_proj"),
-            Point::Attention(layer) => (layer, sub_norms.then_some("self_attn.attn_sub_norm"), "self_attn.o_proj"),
-            Point::PostAttention(layer) => (layer, Some("post_attention_layernorm"), "mlp.gate_proj"),
-            Point::Gated(layer) => (layer, sub_norms.then_some("mlp.ffn_sub_norm"), "mlp.down_proj"),
+            Point::Attention(layer) => {
+                (layer, sub_norms.then_some("self_attn.attn_sub_norm"), "self_attn.o_proj")
+            }
+            Point::PostAttention(layer) => {
+                (layer, Some("post_attention_layernorm"), "mlp.gate_proj")
+            }
+            Point::Gated(layer) => {
+                (layer, sub_norms.then_some("mlp.ffn_sub_norm"), "mlp.down_proj")
+            }
         };
         self.check_input(layer, norm, linear, x);
     }
@@ -215,7 +227,11 @@ impl Layers<'_> {
 
     fn normed(&self, norm: &str, x: &[f32]) -> Vec<f32> {
         let config = self.checkpoint.config();
-        let width = if norm.ends_with("ffn_sub_norm") { config.intermediate_size } else { config.hidden_size };
+        let width = if norm.ends_with("ffn_sub_norm") {
+            config.intermediate_size
+        } else {
+            config.hidden_size
+        };
         let weight = self.checkpoint.vector(norm, width).unwrap();
         let mut y = x.to_vec();
         for (x, y) in x.chunks(width).zip(y.chunks_mut(width)) {
@@ -231,14 +247,24 @@ impl Layers<'_> {
             return;
         }
         let what = format!("{} {tensor}", self.file);
-        let width = if linear == "mlp.down_proj" { config.intermediate_size } else { config.hidden_size };
-        let (values, scales) = (self.reference.int8(&format!("{tensor}.in_q8")), self.reference.floats(&format!("{tensor}.in_scale")));
-        let normed = norm.map_or(x.to_vec(), |norm| self.normed(&format!("model.layers.{layer}.{norm}"), x));
-        for ((x, expected), expected_scale) in normed.chunks(width).zip(values.chunks(width)).zip(scales) {
+        let width =
+            if linear == "mlp.down_proj" { config.intermediate_size } else { config.hidden_size };
+        let (values, scales) = (
+            self.reference.int8(&format!("{tensor}.in_q8")),
+            self.reference.floats(&format!("{tensor}.in_scale")),
+        );
+        let normed =
+            norm.map_or(x.to_vec(), |norm| self.normed(&format!("model.layers.{layer}.{norm}"), x));
+        for ((x, expected), expected_scale) in
+            normed.chunks(width).zip(values.chunks(width)).zip(scales)
+        {
             let mut q = vec![0; width];
             let (scale, _) = norm::quantize(x, &mut q);
             assert!(q == expected, "{what}: int8 values differ");
-            assert!((scale - expected_scale).abs() <= 1e-6 * expected_scale, "{what}: scale {scale}, not {expected_scale}");
+            assert!(
+                (scale - expected_scale).abs() <= 1e-6 * expected_scale,
+                "{what}: scale {scale}, not {expected_scale}"
+            );
         }
     }
 }
@@ -246,8 +272,10 @@ impl Layers<'_> {
 #[test]
 fn each_linear_fed_the_references_input_gives_its_output() {
     let reference = reference("bitnet-tiny", "bitnet-tiny");
-    let checkpoint = Checkpoint::open(&testdata("golden/bitnet-tiny"), &OpenOptions::default()).unwrap();
-    let (hidden, intermediate) = (checkpoint.config().hidden_size, checkpoint.config().intermediate_size);
+    let checkpoint =
+        Checkpoint::open(&testdata("golden/bitnet-tiny"), &OpenOptions::default()).unwrap();
+    let (hidden, intermediate) =
+        (checkpoint.config().hidden_size, checkpoint.config().intermediate_size);
     let linears = [
         ("self_attn.q_proj", "self_attn.q_proj", hidden, hidden),
         ("self_attn.k_proj", "self_attn.q_proj", hidden / 2, hidden),
@@ -261,7 +289,7 @@ fn each_linear_fed_the_references_input_gives_its_output() {
         let weights = checkpoint.ternary(&format!("model.layers.0.{linear}"), rows, cols).unwrap();
         let x = reference.floats(&format!("p1.model.layers.0.{input}.in"));
         let expected = reference.floats(&format!("p1.model.layers.0.{linear}.out"));
-        for isa in Isa::available() {
+        for &isa in Isa::available() {
             let backend = CpuBackend::new(isa, 2).unwrap();
             let found = backend.linear(&backend.upload_ternary(weights.clone()), &x);
             assert_close(&found, &expected, TOLERANCE, &format!("{linear} on {}", isa.name()));

@@ -22,7 +22,12 @@ impl Reference {
     pub fn open(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap();
         let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-        Self { files: vec![File { header: serde_json::from_slice(&bytes[8..8 + header]).unwrap(), data: bytes[8 + header..].to_vec() }] }
+        Self {
+            files: vec![File {
+                header: serde_json::from_slice(&bytes[8..8 + header]).unwrap(),
+                data: bytes[8 + header..].to_vec(),
+            }],
+        }
     }
 
     /// Also the tensors of `other`, which come first.
@@ -38,7 +43,11 @@ impl Reference {
     }
 
     fn bytes(&self, name: &str, dtype: &str) -> &[u8] {
-        let file = self.files.iter().rfind(|file| file.header.contains_key(name)).unwrap_or_else(|| panic!("no tensor `{name}`"));
+        let file = self
+            .files
+            .iter()
+            .rfind(|file| file.header.contains_key(name))
+            .unwrap_or_else(|| panic!("no tensor `{name}`"));
         let entry = &file.header[name];
         assert_eq!(entry["dtype"], dtype, "{name}");
         let offset = |i: usize| entry["data_offsets"][i].as_u64().unwrap() as usize;
@@ -59,6 +68,11 @@ impl Reference {
     }
 
     pub fn ids(&self, name: &str) -> Vec<u32> {
-        self.bytes(name, "I32").as_chunks().0.iter().map(|b| i32::from_le_bytes(*b) as u32).collect()
+        self.bytes(name, "I32")
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| i32::from_le_bytes(*b) as u32)
+            .collect()
     }
 }

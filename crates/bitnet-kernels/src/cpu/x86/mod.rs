@@ -1,2 +1,109 @@
-//! x86 versions.
-pub mod floats;
+//! Kernels for x86-64, a file per tier.
+//!
+//! `v128`, `v256` and `v512` give the three widths of vector the same dozen operations. The kernels are written once on
+//! those names: `maddubs` for machines whose widest integer product is `pmaddubsw`, `vnni` for those with `vpdpbusd`.
+//! A vector of 32-bit lanes holds four neighbouring codes of 4, 8 or 16 rows: a quarter, a half or all of a block.
+
+/// Calls `$run!(N)` for the constant `N` that equals a number of tokens.
+macro_rules! with_tokens {
+    ($tokens:expr, [$($n:literal)*], $run:ident) => {
+        match $tokens {
+            $($n => $run!($n),)*
+            tokens => unreachable!("a tile of this kernel never has {tokens} tokens"),
+        }
+    };
+}
+
+// These define macros for the modules below.
+#[macro_use]
+mod maddubs;
+#[macro_use]
+mod vnni;
+
+mod avx2;
+mod avx512;
+mod avx512_vnni;
+mod avx_vnni;
+pub(super) mod floats;
+mod sse41;
+mod v128;
+mod v256;
+mod v512;
+
+#[cfg(test)]
+pub(crate) use avx_vnni::Evex256;
+
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
+use super::level::{CpuFeatures, SimdLevel};
+use super::packed::{Block, PANEL_ROWS};
+use super::product::Tile;
+
+/// Defines tokens: values that prove that the CPU has a tier's instructions, because only `detect` makes them.
+macro_rules! tokens {
+    ($($(#[$doc:meta])* $token:ident)*) => { $(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct $token(());
+
+        impl $token {
+            /// The proof, if the CPU has all instructions of the tier.
+            pub fn detect() -> Option<Self> {
+                CpuFeatures::detect().missing(SimdLevel::$token).is_empty().then_some(Self(()))
+            }
+        }
+    )* };
+}
+
+tokens! {
+    /// Proof of SSSE3 and SSE4.1.
+    Sse41
+    /// Proof of AVX, and of SSE up to 4.2 with it.
+    Avx
+    /// Proof of AVX2.
+    Avx2
+    /// Proof of AVX2 and AVX-VNNI.
+    AvxVnni
+    /// Proof of AVX-512 F, BW and VL.
+    Avx512
+    /// Proof of AVX-512 F, BW, VL and VNNI.
+    Avx512Vnni
+}
+
+impl Avx {
+    /// AVX has no integers of its own: its integer kernels are those of SSE.
+    pub fn sse41(self) -> Sse41 {
+        Sse41(())
+    }
+}
+
+/// As many rows of a panel as a vector has lanes.
+#[derive(Clone, Copy)]
+struct Strip<'a> {
+    blocks: &'a [Block],
+    /// Which part of each block.
+    part: usize,
+    /// Its first row in the tile.
+    row: usize,
+}
+
+/// The `V` strips of `LANES` rows from strip `first` of a tile on.
+#[inline(always)]
+fn strips<'a, const LANES: usize, const V: usize>(tile: &Tile<'a>, first: usize) -> [Strip<'a>; V] {
+    let per_panel = const { PANEL_ROWS / LANES };
+    std::array::from_fn(|v| {
+        let strip = first + v;
+        let (panel, part) = (strip / per_panel, strip % per_panel);
+        Strip { blocks: tile.panels[panel], part, row: strip * LANES }
+    })
+}
+
+/// Asks for the blocks that are read 4 KB from now.
+///
+/// The hardware stops at the end of a page; from memory this is worth a tenth of the speed.
+#[inline(always)]
+fn prefetch(blocks: &[Block], b: usize) {
+    let ahead = blocks.as_ptr().wrapping_add(b + 4096 / size_of::<Block>());
+    // SAFETY: a prefetch is a hint: it reads nothing and does not fault, whatever the address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
+}

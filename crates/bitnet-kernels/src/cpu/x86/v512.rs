@@ -1,0 +1,103 @@
+//! Vectors of 512 bits: all sixteen rows of a panel.
+
+use std::arch::x86_64::*;
+
+use crate::cpu::packed::Block;
+
+/// A vector.
+pub(super) type V = __m512i;
+
+/// 32-bit lanes in it.
+pub(super) const LANES: usize = 16;
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn zero() -> V {
+    _mm512_setzero_si512()
+}
+
+/// Four activations, or four bytes of a mask, in each lane.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn splat(quad: [i8; 4]) -> V {
+    _mm512_set1_epi32(i32::from_le_bytes(quad.map(|q| q as u8)))
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn splat16(value: i16) -> V {
+    _mm512_set1_epi16(value)
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn splat32(value: i32) -> V {
+    _mm512_set1_epi32(value)
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn load(block: &Block, part: usize) -> V {
+    let whole = &block.0.as_chunks::<64>().0[part];
+    // SAFETY: `whole` is 64 readable bytes, and `loadu` needs no alignment.
+    unsafe { _mm512_loadu_si512(whole.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn store(out: &mut [i32; LANES], lanes: V) {
+    // SAFETY: `out` is 64 writable bytes, and `storeu` needs no alignment.
+    unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), lanes) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn and(a: V, b: V) -> V {
+    _mm512_and_si512(a, b)
+}
+
+/// Shifts bits down, across the bytes of a 16-bit lane; a mask must follow.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn shift_down<const BITS: u32>(a: V) -> V {
+    _mm512_srli_epi16::<BITS>(a)
+}
+
+/// Divides 32-bit lanes by a power of two that they are multiples of.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn divide<const BITS: u32>(a: V) -> V {
+    _mm512_srai_epi32::<BITS>(a)
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn add16(a: V, b: V) -> V {
+    _mm512_add_epi16(a, b)
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn add32(a: V, b: V) -> V {
+    _mm512_add_epi32(a, b)
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn sub32(a: V, b: V) -> V {
+    _mm512_sub_epi32(a, b)
+}
+
+/// Unsigned codes times signed activations, neighbours added to 16 bits.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn maddubs(codes: V, q: V) -> V {
+    _mm512_maddubs_epi16(codes, q)
+}
+
+/// Products of 16-bit lanes, neighbours added to 32 bits.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn madd(a: V, b: V) -> V {
+    _mm512_madd_epi16(a, b)
+}
