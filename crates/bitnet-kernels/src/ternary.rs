@@ -215,6 +215,18 @@ impl TernaryMatrix {
         (self.row(row)[col / CODES_PER_WORD] >> shift_of(col) & 3) as i8 - 1
     }
 
+    /// The same weights with every scale multiplied by `factor`.
+    pub fn scaled(mut self, factor: f32) -> Result<Self, InvalidTernary> {
+        match &mut self.scale {
+            WeightScale::Tensor(scale) => *scale *= factor,
+            WeightScale::Rows(scales) | WeightScale::Groups { scales, .. } => {
+                scales.iter_mut().for_each(|scale| *scale *= factor);
+            }
+        }
+        self.check_scales()?;
+        Ok(self)
+    }
+
     /// The same rows in another order: row `r` of the result is row `source(r)` of `self`.
     pub fn permute_rows(self, source: impl Fn(usize) -> usize) -> Self {
         let words = (0..self.rows).flat_map(|row| self.row(source(row)).iter().copied()).collect();

@@ -1,5 +1,14 @@
 //! What a model is: its hyperparameters under their Hugging Face names.
 
+mod gguf;
+mod hf;
+mod keys;
+
+pub(crate) use self::{
+    gguf::from_metadata,
+    hf::{LinearForm, from_json},
+};
+
 /// Hyperparameters of a decoder with ternary linear layers, complete and checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ArchConfig {
@@ -76,4 +85,10 @@ pub enum RopeScaling {
         /// The context before stretching.
         original_max_position_embeddings: usize,
     },
+}
+
+/// Removes repeated ids, keeping the order.
+fn dedup(ids: &mut Vec<u32>) {
+    let mut seen = std::collections::BTreeSet::new();
+    ids.retain(|&id| seen.insert(id));
 }

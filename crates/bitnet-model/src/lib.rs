@@ -6,4 +6,5 @@ pub mod decoder;
 pub mod error;
 pub mod format;
 pub mod kv;
+pub mod quantize;
 pub mod tokenizer;

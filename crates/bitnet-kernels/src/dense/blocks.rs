@@ -138,6 +138,79 @@ pub fn q6_k(data: &[u8], out: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
+    use crate::dense::{DenseType, dequantize};
+
+    /// Decodes one block of bytes `(7·i² + 37·i + 11) mod 251` with f16 `scales` at their places, and compares some elements
+    /// and two sums, which are exact, with what gguf-py's `dequantize` makes of the same bytes.
+    #[track_caller]
+    fn check(
+        dtype: DenseType,
+        scales: &[(usize, f32)],
+        elements: &[(usize, f32)],
+        sum: f64,
+        sum_by_index: f64,
+    ) {
+        let (len, bytes) = dtype.block();
+        let mut data: Vec<u8> =
+            (0..bytes).map(|i| ((7 * i * i + 37 * i + 11) % 251) as u8).collect();
+        for &(at, scale) in scales {
+            data[at..at + 2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes());
+        }
+        let mut out = vec![f32::NAN; 2 * len]; // two blocks, so that the step from one to the next is seen
+        dequantize(dtype, &data.repeat(2), &mut out);
+        assert_eq!(out[..len], out[len..]);
+        for &(at, value) in elements {
+            assert_eq!(out[at], value, "element {at}");
+        }
+        let values = || out[..len].iter().map(|&y| f64::from(y));
+        assert_eq!(values().sum::<f64>(), sum);
+        assert_eq!(values().zip(1..).map(|(y, i)| y * f64::from(i)).sum::<f64>(), sum_by_index);
+    }
+
+    #[test]
+    fn q8_0_is_ggmls() {
+        check(DenseType::Q8_0, &[(0, 0.125)], &[(0, 14.125), (31, 8.75)], -30.75, -474.0);
+    }
+
+    #[test]
+    fn q4_0_is_ggmls() {
+        check(DenseType::Q4_0, &[(0, 0.125)], &[(0, -0.875), (16, -0.125)], -2.875, -43.75);
+    }
+
+    #[test]
+    fn q5_0_is_ggmls() {
+        check(DenseType::Q5_0, &[(0, 0.125)], &[(15, 1.75), (31, -1.25)], -2.75, -66.375);
+    }
+
+    #[test]
+    fn q4_k_is_ggmls() {
+        let elements = [(0, 19.875), (100, 5.25), (165, 0.5), (255, 15.25)];
+        check(DenseType::Q4K, &[(0, 0.125), (2, 0.0625)], &elements, 7051.5, 836_565.125);
+    }
+
+    #[test]
+    fn q5_k_is_ggmls() {
+        let elements = [(0, 34.875), (70, 119.9375), (128, -0.8125), (255, 78.25)];
+        check(DenseType::Q5K, &[(0, 0.125), (2, 0.0625)], &elements, 14703.0, 1_841_450.125);
+    }
+
+    #[test]
+    fn q6_k_is_ggmls() {
+        let elements = [(0, 147.125), (33, -78.75), (200, -28.125), (255, -132.75)];
+        check(DenseType::Q6K, &[(208, 0.125)], &elements, -3280.125, -372_010.5);
+    }
+
+    #[test]
+    fn plain_floats_are_themselves() {
+        let mut out = [0.0; 2];
+        dequantize(DenseType::F32, &[0, 0, 0x80, 0x3f, 0, 0, 0x40, 0xc0], &mut out);
+        assert_eq!(out, [1.0, -3.0]);
+        dequantize(DenseType::F16, &[0, 0x3c, 0x01, 0x80], &mut out);
+        assert_eq!(out, [1.0, -(2.0_f32.powi(-24))]);
+        dequantize(DenseType::BF16, &[0x80, 0x3f, 0x40, 0xc0], &mut out);
+        assert_eq!(out, [1.0, -3.0]);
+    }
+
     #[test]
     fn every_half_becomes_what_the_half_crate_says() {
         for bits in 0..=u16::MAX {

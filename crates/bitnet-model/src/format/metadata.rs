@@ -90,3 +90,20 @@ impl Metadata {
         }
     }
 }
+
+impl std::fmt::Display for Value {
+    /// The value itself if it is short, else what it is.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Int(value) => write!(f, "{value}"),
+            Self::Float(value) => write!(f, "{value}"),
+            Self::Bool(value) => write!(f, "{value}"),
+            Self::String(text) if text.len() <= 60 => write!(f, "{text:?}"),
+            Self::String(text) => write!(f, "a text of {} bytes", text.len()),
+            Self::Ints(values) => write!(f, "an array of {} integers", values.len()),
+            Self::Floats(values) => write!(f, "an array of {} floats", values.len()),
+            Self::Bools(values) => write!(f, "an array of {} truth values", values.len()),
+            Self::Strings(values) => write!(f, "an array of {} texts", values.len()),
+        }
+    }
+}

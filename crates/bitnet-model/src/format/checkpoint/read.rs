@@ -1,0 +1,132 @@
+//! How a tensor's bytes become weights.
+
+use std::path::Path;
+
+use bitnet_kernels::{
+    dense::{self, DenseMatrix},
+    ternary::TernaryMatrix,
+};
+use bytes::Bytes;
+
+use super::{Checkpoint, Kind};
+use crate::{
+    config::LinearForm,
+    error::LoadError,
+    format::{
+        Encoding, PackedLayout, Tensor,
+        ternary::{TernaryError, float, hf, i2s, tq, wf_msb},
+    },
+    quantize,
+};
+
+impl Checkpoint {
+    pub(super) fn file_of(&self, tensor: &Tensor) -> &Path {
+        &self.files[tensor.file]
+    }
+
+    pub(super) fn read(&self, tensor: &Tensor) -> Result<Bytes, LoadError> {
+        self.sources[tensor.file]
+            .read(tensor.range.clone())
+            .map_err(|source| LoadError::Io { path: self.file_of(tensor).into(), source })
+    }
+
+    /// All elements of a tensor of plain floats.
+    pub(super) fn floats(&self, tensor: &Tensor) -> Result<Vec<f32>, LoadError> {
+        let Some(dtype) = tensor.encoding.plain_float() else {
+            return Err(self.wrong_encoding(tensor, "F32, F16 or BF16"));
+        };
+        let data = self.read(tensor)?;
+        let mut values = vec![0.0; data.len() / dtype.block().1];
+        dense::dequantize(dtype, &data, &mut values);
+        Ok(values)
+    }
+
+    /// What a linear layer's products are multiplied by, out of the tensor beside it; nothing if there is none.
+    pub(super) fn weight_scale(&self, name: &str) -> Result<Option<f32>, LoadError> {
+        let Some(tensor) = self.tensors.get(&format!("{name}.weight_scale")) else {
+            return Ok(None);
+        };
+        if tensor.shape.iter().product::<usize>() != 1 {
+            return Err(LoadError::Shape {
+                path: self.file_of(tensor).into(),
+                name: tensor.own_name.clone(),
+                architecture: self.config.architecture.clone(),
+                found: tensor.shape.clone(),
+                expected: vec![1],
+            });
+        }
+        let stored = self.floats(tensor)?[0];
+        let divides = matches!(self.kind, Kind::HuggingFace(LinearForm::Divide));
+        let scale = if divides { 1.0 / stored } else { stored };
+        if !(scale.is_finite() && scale > 0.0) {
+            return Err(LoadError::Malformed {
+                path: self.file_of(tensor).into(),
+                place: format!("tensor `{}`", tensor.own_name),
+                found: stored.to_string(),
+                expected: "a finite number above zero".into(),
+            });
+        }
+        if divides && stored < 1.0 {
+            tracing::warn!(
+                tensor = tensor.own_name,
+                stored,
+                "this model's config.json says that scales divide, but a scale below 1 looks like one that multiplies"
+            );
+        }
+        Ok(Some(scale))
+    }
+
+    pub(super) fn decode(
+        &self,
+        tensor: &Tensor,
+        data: &Bytes,
+        rows: usize,
+        cols: usize,
+        scale: Option<f32>,
+    ) -> Result<TernaryMatrix, TernaryError> {
+        let factor = scale.unwrap_or(1.0);
+        let matrix = match (tensor.encoding, &self.kind) {
+            (Encoding::PackedU8, _) => {
+                return match self.options.packed_layout {
+                    PackedLayout::HfRows => hf::decode(rows, cols, data, factor),
+                    PackedLayout::WfMsb => wf_msb::decode(rows, cols, data, factor),
+                };
+            }
+            (Encoding::Dense(dtype), kind) => {
+                let floats = DenseMatrix::new(rows, cols, dtype, data.clone());
+                let floats = floats.expect("the container gave it the size of its shape");
+                match kind {
+                    Kind::HuggingFace(LinearForm::Master) => return quantize::absmean(&floats),
+                    Kind::HuggingFace(_) => return float::decode_units(&floats, factor),
+                    Kind::Gguf(_) => float::decode(&floats)?,
+                }
+            }
+            (Encoding::I2S, _) => i2s::decode(rows, cols, data, self.options.i2s_layout)?,
+            (Encoding::Tq1_0, _) => tq::decode_tq1(rows, cols, data)?,
+            (Encoding::Tq2_0, _) => tq::decode_tq2(rows, cols, data)?,
+            (Encoding::Other(_), _) => unreachable!("opening has refused it"),
+        };
+        match scale {
+            Some(factor) => Ok(matrix.scaled(factor)?),
+            None => Ok(matrix),
+        }
+    }
+
+    /// Undoes the row order that GGUF's `llama` has for queries and keys.
+    ///
+    /// There, the two elements of a rotated pair are neighbours: row `2·i + j` of a head is Hugging Face's row `j·d/2 + i`.
+    /// The engine rotates halves, as Hugging Face does, so every source must have rows in that order.
+    pub(super) fn rotate_half_order(&self, name: &str, matrix: TernaryMatrix) -> TernaryMatrix {
+        let interleaved = matches!(self.kind, Kind::Gguf(_)) && self.config.architecture == "llama";
+        let rotated = name.ends_with(".self_attn.q_proj") || name.ends_with(".self_attn.k_proj");
+        if !(interleaved && rotated) {
+            return matrix;
+        }
+        let head_dim = self.config.head_dim;
+        matrix.permute_rows(|row| {
+            let (head, within) = (row / head_dim, row % head_dim);
+            let (half, index) = (within / (head_dim / 2), within % (head_dim / 2));
+            head * head_dim + 2 * index + half
+        })
+    }
+}

@@ -1,0 +1,179 @@
+//! A Hugging Face model directory: which files it has and what lies in which.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use super::{Tensor, json, safetensors, source::Source};
+use crate::error::LoadError;
+
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const GENERATION: &str = "generation_config.json";
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Largest JSON file read. An index of a model with 10^5 tensors has 10 MB.
+const MAX_JSON: u64 = 64 << 20;
+
+/// All weight files of a checkpoint.
+pub(super) struct Shards {
+    pub files: Vec<PathBuf>,
+    pub sources: Vec<Source>,
+    pub tensors: Vec<Tensor>,
+}
+
+impl Shards {
+    pub fn open(directory: &Path, mmap: bool) -> Result<Self, LoadError> {
+        let single = directory.join(SINGLE);
+        if single.is_file() {
+            let source = Source::open(&single, mmap)?;
+            return Self::one(single, source);
+        }
+        let index = directory.join(INDEX);
+        if index.is_file() {
+            return Self::indexed(directory, &index, mmap);
+        }
+        Err(LoadError::NoModel { path: directory.into(), found: what_is_there(directory) })
+    }
+
+    /// A single file that is in memory already.
+    pub fn from_bytes(name: &Path, bytes: Bytes) -> Result<Self, LoadError> {
+        Self::one(name.into(), Source::Memory(bytes))
+    }
+
+    fn one(path: PathBuf, source: Source) -> Result<Self, LoadError> {
+        let tensors = safetensors::parse(&path, &source, 0)?;
+        Ok(Self { files: vec![path], sources: vec![source], tensors })
+    }
+
+    fn indexed(directory: &Path, index: &Path, mmap: bool) -> Result<Self, LoadError> {
+        let map = weight_map(index)?;
+        let names: BTreeSet<&str> = map.values().map(String::as_str).collect();
+        let mut shards = Self { files: Vec::new(), sources: Vec::new(), tensors: Vec::new() };
+        for (number, name) in names.into_iter().enumerate() {
+            let path = directory.join(name);
+            let source = Source::open(&path, mmap)?;
+            let tensors = safetensors::parse(&path, &source, number)?;
+            check_against_index(index, &map, name, &tensors)?;
+            shards.tensors.extend(tensors);
+            shards.files.push(path);
+            shards.sources.push(source);
+        }
+        let found: BTreeSet<&str> =
+            shards.tensors.iter().map(|tensor| tensor.own_name.as_str()).collect();
+        match map.iter().find(|(tensor, _)| !found.contains(tensor.as_str())) {
+            None => Ok(shards),
+            Some((tensor, file)) => Err(LoadError::Malformed {
+                path: index.into(),
+                place: format!("the file of tensor `{tensor}`"),
+                found: format!("`{file}`, which does not have it"),
+                expected: "the file that has it".into(),
+            }),
+        }
+    }
+}
+
+/// Tensor name → file name, from the index of a checkpoint in several files.
+fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, LoadError> {
+    let wrong = |place: &str, found: String, expected: &str| LoadError::Malformed {
+        path: index.into(),
+        place: place.into(),
+        found,
+        expected: expected.into(),
+    };
+    let text = read_json(index)?;
+    let Some(map) = text.get("weight_map").and_then(Value::as_object) else {
+        let found = text.get("weight_map").map_or("missing", json::kind);
+        return Err(wrong("`weight_map`", found.into(), "an object from tensor to file names"));
+    };
+    map.iter()
+        .map(|(tensor, file)| match file.as_str() {
+            // A name with a path in it could reach files outside the model's directory.
+            Some(file) if Path::new(file).file_name() == Some(file.as_ref()) => {
+                Ok((tensor.clone(), file.to_owned()))
+            }
+            _ => Err(wrong(
+                &format!("the file of tensor `{tensor}`"),
+                file.to_string(),
+                "the name of a file beside the index",
+            )),
+        })
+        .collect()
+}
+
+/// Every tensor of a shard has to be listed for it; this also excludes a tensor in two shards.
+fn check_against_index(
+    index: &Path,
+    map: &BTreeMap<String, String>,
+    file: &str,
+    tensors: &[Tensor],
+) -> Result<(), LoadError> {
+    for tensor in tensors {
+        let listed = map.get(&tensor.own_name);
+        if listed.is_none_or(|listed| listed != file) {
+            return Err(LoadError::Malformed {
+                path: index.into(),
+                place: format!("the file of tensor `{}`", tensor.own_name),
+                found: listed.map_or("not listed".into(), |listed| format!("`{listed}`")),
+                expected: format!("`{file}`, which has it"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Reads a JSON file of reasonable size.
+pub(super) fn read_json(path: &Path) -> Result<Map<String, Value>, LoadError> {
+    let io_error = |source| LoadError::Io { path: path.into(), source };
+    let file = std::fs::File::open(path).map_err(io_error)?;
+    let mut text = Vec::new();
+    file.take(MAX_JSON + 1).read_to_end(&mut text).map_err(io_error)?;
+    if text.len() as u64 > MAX_JSON {
+        return Err(LoadError::Malformed {
+            path: path.into(),
+            place: "the length of the file".into(),
+            found: format!("more than {MAX_JSON} bytes"),
+            expected: "that of a configuration".into(),
+        });
+    }
+    json::parse(path, &text)
+}
+
+/// A directory's only GGUF file, if it has one and no safetensors.
+pub(super) fn only_gguf(directory: &Path) -> Option<PathBuf> {
+    if directory.join(SINGLE).is_file() || directory.join(INDEX).is_file() {
+        return None;
+    }
+    let mut files = files_with(directory, "gguf").into_iter();
+    files.next().filter(|_| files.next().is_none())
+}
+
+fn files_with(directory: &Path, extension: &str) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .collect();
+    files.sort();
+    files
+}
+
+/// What a directory without weights holds instead.
+fn what_is_there(directory: &Path) -> String {
+    let gguf = files_with(directory, "gguf");
+    if !gguf.is_empty() {
+        return format!("there are {} .gguf files and none is named", gguf.len());
+    }
+    if !files_with(directory, "bin").is_empty() || !files_with(directory, "pth").is_empty() {
+        return "there are PyTorch files and no safetensors".into();
+    }
+    match files_with(directory, "safetensors").first() {
+        Some(file) => format!("{} is neither {SINGLE} nor listed in {INDEX}", file.display()),
+        None => format!("there is no {SINGLE}, no {INDEX} and no .gguf file"),
+    }
+}

@@ -1,0 +1,87 @@
+//! Where the bytes of a model file are.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    ops::Range,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+
+use super::mmap::Mapping;
+use crate::error::LoadError;
+
+/// The bytes of one file: mapped, already in memory, or read when they are asked for.
+#[derive(Debug)]
+pub(super) enum Source {
+    Mapped(Mapping),
+    Memory(Bytes),
+    File(Mutex<File>, u64),
+}
+
+impl Source {
+    pub fn open(path: &Path, mmap: bool) -> Result<Self, LoadError> {
+        let io_error = |source| LoadError::Io { path: path.into(), source };
+        let file = File::open(path).map_err(io_error)?;
+        let metadata = file.metadata().map_err(io_error)?;
+        if !metadata.is_file() {
+            let found = "neither a file nor a directory".to_owned();
+            return Err(LoadError::NoModel { path: path.into(), found });
+        }
+        if mmap {
+            Ok(Self::Mapped(Mapping::new(&file).map_err(io_error)?))
+        } else {
+            Ok(Self::File(Mutex::new(file), metadata.len()))
+        }
+    }
+
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Mapped(mapping) => mapping.as_ref().len() as u64,
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File(_, len) => *len,
+        }
+    }
+
+    /// The bytes of a range that lies in the file.
+    pub fn read(&self, range: Range<u64>) -> io::Result<Bytes> {
+        let too_large = |_| io::Error::from(io::ErrorKind::OutOfMemory);
+        let start = usize::try_from(range.start).map_err(too_large)?;
+        let end = usize::try_from(range.end).map_err(too_large)?;
+        match self {
+            Self::Mapped(mapping) => Ok(mapping.bytes().slice(start..end)),
+            Self::Memory(bytes) => Ok(bytes.slice(start..end)),
+            Self::File(file, _) => {
+                let mut buffer = vec![0; end - start];
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.seek(SeekFrom::Start(range.start))?;
+                file.read_exact(&mut buffer)?;
+                Ok(buffer.into())
+            }
+        }
+    }
+
+    /// Runs `parse` on a reader of the file from its start.
+    pub fn parse<T>(&self, parse: impl FnOnce(&mut dyn Read) -> T) -> io::Result<T> {
+        match self {
+            Self::Mapped(mapping) => Ok(parse(&mut mapping.as_ref())),
+            Self::Memory(bytes) => Ok(parse(&mut bytes.as_ref())),
+            Self::File(file, _) => {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.seek(SeekFrom::Start(0))?;
+                Ok(parse(&mut io::BufReader::with_capacity(1 << 16, &mut *file)))
+            }
+        }
+    }
+
+    /// Gives the memory behind a range back to the system where it can be had again.
+    pub fn release(&self, range: Range<u64>) {
+        if let (Self::Mapped(mapping), Ok(start), Ok(end)) =
+            (self, range.start.try_into(), range.end.try_into())
+        {
+            mapping.release(start..end);
+        }
+    }
+}
