@@ -1,0 +1,1 @@
+//! Whole tokenizers against ids from their references.
