@@ -1,1 +1,22 @@
-//! bitnet-inference
+//! Many requests on one model: sequences, paged key-value cache, scheduling, sampling, streaming.
+//!
+//! [`engine::Engine::step`] is the whole loop in one screen. [`handle::spawn`] puts an engine on a thread of its own;
+//! [`handle::EngineHandle`] submits requests to it from anywhere, and [`stream::Generation`] turns what comes back into text.
+
+pub mod block_pool;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod handle;
+pub mod request;
+pub mod sampler;
+pub mod scheduler;
+pub mod sequence;
+pub mod stream;
+
+pub use config::{EngineConfig, InferenceConfig};
+pub use error::{EngineError, InvalidConfig};
+pub use handle::{EngineHandle, spawn};
+pub use request::{GenerationConfig, Request, SamplingParams, SamplingStrategy, Work};
+pub use sequence::{FinishReason, Stop};
+pub use stream::{Generation, Output, Piece, Timings};

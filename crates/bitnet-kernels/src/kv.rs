@@ -5,6 +5,7 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::vec::HalfBitsVecExt;
 
 /// Positions per page.
 pub const PAGE: usize = 64;
@@ -77,7 +78,8 @@ impl KvLayer {
         let elements = shape.pages * PAGE * 2 * shape.kv_heads * shape.head_dim;
         let data = match shape.dtype {
             KvType::F32 => KvData::F32(vec![0.0; elements]),
-            KvType::F16 => KvData::F16(vec![f16::ZERO; elements]),
+            // Integers, because a vector of `f16::ZERO` would be written, and so use all its memory at once.
+            KvType::F16 => KvData::F16(vec![0u16; elements].reinterpret_into()),
         };
         Self { shape, data }
     }

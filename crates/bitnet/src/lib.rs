@@ -1,1 +1,56 @@
-//! bitnet
+//! Runs ternary language models: BitNet b1.58 and its relatives.
+//!
+//! Load a model, give it a prompt:
+//!
+//! ```
+//! # #[cfg(feature = "demo-model")] {
+//! use bitnet::{BitNetModel, GenerationConfig};
+//!
+//! // Or `BitNetModel::from_pretrained("model.gguf")`.
+//! let model = BitNetModel::demo().load()?;
+//! let config = GenerationConfig { max_new_tokens: 20, ..Default::default() };
+//! for piece in model.generate_stream("Once upon a time", &config)?.blocking() {
+//!     print!("{}", piece?.text);
+//! }
+//! # }
+//! # Ok::<(), bitnet::Error>(())
+//! ```
+//!
+//! [`BitNetModel`] is where to start; [`ModelConfig`] says how to run it, [`GenerationConfig`] what to generate. The crates
+//! below it are for those who build something else: `bitnet_inference` (scheduling), `bitnet_model` (files, layers) and
+//! `bitnet_kernels` (arithmetic).
+
+mod builder;
+mod config;
+mod error;
+mod info;
+mod model;
+mod perplexity;
+mod prompt;
+mod quantization;
+mod stream;
+mod threads;
+
+pub use bitnet_inference::{
+    EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig, Output, Piece,
+    SamplingStrategy, Stop, Timings,
+};
+pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
+pub use bitnet_kernels::cpu::level::{CpuFeatures, SimdLevel};
+pub use bitnet_kernels::device::{Device, DeviceError};
+pub use bitnet_kernels::kv::KvType;
+pub use bitnet_model::config::{ArchConfig, HiddenAct};
+pub use bitnet_model::decoder::LoadProgress;
+pub use bitnet_model::error::LoadError;
+pub use bitnet_model::format::{Checkpoint, I2sLayout, OpenOptions, PackedLayout, TensorInfo};
+pub use bitnet_model::tokenizer::{ChatError, Message, Role, Special, Tokenizer, TokenizerError};
+pub use builder::ModelBuilder;
+pub use config::{LoadingStrategy, ModelConfig};
+pub use error::Error;
+pub use info::{EncodingInfo, ModelInfo, PartBytes};
+pub use model::{BitNetModel, Logits};
+pub use perplexity::{Perplexity, PerplexityInput, PerplexityMethod, PerplexityProgress};
+pub use prompt::Prompt;
+pub use quantization::{QuantizationType, UnknownQuantization};
+pub use stream::{BlockingGeneration, GenerationStream};
+pub use threads::automatic_threads;

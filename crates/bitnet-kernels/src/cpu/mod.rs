@@ -11,6 +11,7 @@ pub mod pool;
 pub(crate) mod product;
 pub mod selection;
 mod selftest;
+pub mod topology;
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
 pub mod x86;

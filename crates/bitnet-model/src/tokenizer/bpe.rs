@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use super::error::TokenizerError;
 use super::merge::{Merger, Symbol};
+use super::pair_hash::PairHash;
 use super::table::char_of_byte;
 
 /// What a word is made of before the first merge.
@@ -36,14 +37,20 @@ pub(super) struct BpeOptions<'a> {
 #[derive(Debug)]
 pub(super) struct Bpe {
     ids: HashMap<Box<str>, u32>,
-    /// Rank and result of joining two tokens.
-    merges: HashMap<(u32, u32), (u32, u32)>,
+    /// Rank and result of joining two tokens, by `pair`.
+    merges: Merges,
     /// Tokens of single bytes: the atoms of byte-level BPE, or the byte fallback.
     bytes: [Option<u32>; 256],
     atoms: Atoms,
     ignore_merges: bool,
     unk: Option<u32>,
     fuse_unk: bool,
+}
+
+type Merges = HashMap<u64, (u32, u32), PairHash>;
+
+fn pair(left: u32, right: u32) -> u64 {
+    u64::from(left) << 32 | u64::from(right)
 }
 
 /// Tells which merge or token is wrong, for the caller to name the file and key.
@@ -110,7 +117,8 @@ impl Bpe {
             Atoms::Bytes => self.push_bytes(word, 0, merger)?,
             Atoms::Chars => self.push_chars(word, merger)?,
         }
-        let join = |left: &Symbol, right: &Symbol| self.merges.get(&(left.id, right.id)).copied();
+        let join =
+            |left: &Symbol, right: &Symbol| self.merges.get(&pair(left.id, right.id)).copied();
         ids.extend(merger.run(join).map(|symbol| symbol.id));
         Ok(())
     }
@@ -169,8 +177,8 @@ impl Bpe {
 fn rank_merges<'a>(
     ids: &HashMap<Box<str>, u32>,
     merges: impl ExactSizeIterator<Item = (&'a str, &'a str)>,
-) -> Result<HashMap<(u32, u32), (u32, u32)>, BpeError> {
-    let mut ranks = HashMap::with_capacity(merges.len());
+) -> Result<Merges, BpeError> {
+    let mut ranks = HashMap::with_capacity_and_hasher(merges.len(), PairHash::default());
     let mut joined = String::new();
     for (index, (left, right)) in merges.enumerate() {
         let find = |token: &str| {
@@ -180,7 +188,7 @@ fn rank_merges<'a>(
         joined.push_str(left);
         joined.push_str(right);
         // A pair listed twice keeps its last rank, as in the reference.
-        ranks.insert((find(left)?, find(right)?), (index as u32, find(&joined)?));
+        ranks.insert(pair(find(left)?, find(right)?), (index as u32, find(&joined)?));
     }
     Ok(ranks)
 }

@@ -14,6 +14,7 @@ mod gguf;
 mod hf;
 mod json;
 mod merge;
+mod pair_hash;
 mod sentencepiece;
 mod split;
 mod table;
@@ -31,6 +32,8 @@ use merge::Merger;
 use sentencepiece::SentencePiece;
 use table::{Kind, TokenTable};
 use words::Words;
+
+use crate::format::TokenizerSource;
 
 pub use chat::{ChatError, ChatTemplate, Message, Role};
 pub use decode::IncrementalDecoder;
@@ -68,6 +71,14 @@ enum Model {
 }
 
 impl Tokenizer {
+    /// Loads the tokenizer of a checkpoint.
+    pub fn from_source(source: &TokenizerSource<'_>) -> Result<Self, TokenizerError> {
+        match source {
+            TokenizerSource::Gguf(metadata) => Self::from_gguf(metadata),
+            TokenizerSource::Directory(dir) => Self::from_directory(dir),
+        }
+    }
+
     /// One more than the largest token id. The model may have more rows than this (padding), and must not have fewer.
     pub fn vocab_size(&self) -> usize {
         self.table.len()

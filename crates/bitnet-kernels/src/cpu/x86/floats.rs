@@ -1,8 +1,4 @@
 //! The float operations compiled for SSE4.1, AVX, AVX2 and AVX-512.
-#![expect(
-    unsafe_code,
-    reason = "calls functions compiled for instructions that the `Isa` proves to be there"
-)]
 
 use std::ops::Range;
 

@@ -34,6 +34,11 @@ pub(super) fn parse(path: &Path, source: &Source) -> Result<Header, LoadError> {
         .map_err(|source| LoadError::Io { path: path.into(), source })?
 }
 
+/// The metadata of a GGUF file, whether or not it holds a model; some hold only a vocabulary.
+pub fn read_metadata(path: &Path) -> Result<Metadata, LoadError> {
+    parse(path, &Source::open(path, true)?).map(|header| header.metadata)
+}
+
 fn parse_header(reader: &mut Reader<'_>) -> Result<Header, LoadError> {
     reader.magic_and_version()?;
     // The smallest possible entries bound both counts.

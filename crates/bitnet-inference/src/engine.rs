@@ -1,0 +1,249 @@
+//! The loop: choose sequences, run them through the model as one batch, draw a token for each, hand the tokens out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_channel::Sender;
+use bitnet_kernels::backend::Backend;
+use bitnet_model::decoder::{Model, Scratch};
+use bitnet_model::kv::KvCache;
+
+use crate::config::{EngineConfig, Limits};
+use crate::error::{EngineError, InvalidConfig};
+use crate::handle::Permit;
+use crate::request::{Request, Work};
+use crate::sampler::SampleError;
+use crate::scheduler::{self, Finished, Plan, Scheduler};
+use crate::sequence::{FinishReason, SeqId, Task};
+
+/// What the engine tells the one who asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The first step of this request begins.
+    Started(Instant),
+    /// A token was generated.
+    Token {
+        /// Its id.
+        id: u32,
+        /// When it was drawn.
+        at: Instant,
+    },
+    /// The next rows of what [`Work::Score`] or [`Work::Logits`] asked for.
+    Rows(Vec<f32>),
+    /// A generation is over.
+    Finished(FinishReason),
+    /// All rows have been sent.
+    AllRows,
+    /// The request came to nothing.
+    Failed(EngineError),
+}
+
+/// One who waits for events.
+struct Client {
+    events: Sender<Event>,
+    /// Held until the first step, so that it counts as waiting.
+    permit: Option<Permit>,
+    score: bool,
+}
+
+/// A model at work. Owned by one thread; nothing is locked.
+pub struct Engine<B: Backend> {
+    model: Arc<Model<B>>,
+    kv: KvCache<B>,
+    scratch: Scratch<B>,
+    scheduler: Scheduler,
+    clients: HashMap<SeqId, Client>,
+    limits: Limits,
+}
+
+impl<B: Backend> Engine<B> {
+    /// An engine with nothing to do. The cache's memory is reserved, and used as sequences grow.
+    pub fn new(model: Arc<Model<B>>, config: &EngineConfig) -> Result<Self, InvalidConfig> {
+        let limits = config.limits(model.config())?;
+        let kv = KvCache::new(&**model.backend(), model.config(), config.kv_dtype, limits.pages);
+        let (scratch, scheduler) = (model.scratch(), Scheduler::new(limits));
+        tracing::info!(
+            context = limits.max_seq_len,
+            kv_pages = limits.pages,
+            kv_dtype = ?config.kv_dtype,
+            max_batch_size = limits.max_batch_size,
+            "engine ready"
+        );
+        Ok(Self { model, kv, scratch, scheduler, clients: HashMap::new(), limits })
+    }
+
+    /// The limits that requests are checked against.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.scheduler.is_idle()
+    }
+
+    /// Takes a request that was checked by the handle.
+    pub(crate) fn add(&mut self, request: Request, events: Sender<Event>, permit: Option<Permit>) {
+        let generate = matches!(request.work, Work::Generate { .. });
+        if generate && request.ids.len() == self.limits.max_seq_len {
+            let _ = events.try_send(Event::Finished(FinishReason::Context)); // no room for an answer
+            return;
+        }
+        let score = matches!(request.work, Work::Score { .. });
+        let id = self.scheduler.add(request);
+        self.clients.insert(id, Client { events, permit, score });
+    }
+
+    /// Computes the next step of everything that is to be done. Returns the number of tokens computed.
+    pub fn step(&mut self) -> usize {
+        self.drop_cancelled();
+        let Some(plan) = self.scheduler.plan() else { return 0 };
+        self.announce(&plan);
+        let batch = self.scheduler.batch(&plan);
+        let logits = self.model.forward(&batch, &mut self.kv, &mut self.scratch);
+        let vocab_size = self.model.config().vocab_size;
+        let (tokens, failed) =
+            draw(&plan, logits, vocab_size, &mut self.scheduler, &mut self.clients);
+        let events = self.scheduler.commit(&plan, &tokens);
+        self.deliver(events);
+        for (id, error) in failed {
+            self.fail(id, error);
+        }
+        tracing::trace!(tokens = batch.len(), sequences = plan.entries.len(), "step");
+        batch.len()
+    }
+
+    /// After a panic in [`Self::step`]: ends what was running with an error and begins anew with what waits.
+    pub(crate) fn recover(&mut self, message: &str) {
+        self.scratch = self.model.scratch();
+        for id in self.scheduler.remove_running() {
+            self.fail(id, EngineError::Panicked { message: message.to_owned() });
+        }
+    }
+
+    /// Sequences whose receiving end is gone.
+    fn drop_cancelled(&mut self) {
+        let scheduler = &mut self.scheduler;
+        self.clients.retain(|id, client| {
+            let wanted = !client.events.is_closed();
+            if !wanted {
+                scheduler.remove(*id);
+            }
+            wanted
+        });
+    }
+
+    /// Tells those whose first step this is.
+    fn announce(&mut self, plan: &Plan) {
+        let now = Instant::now();
+        for entry in &plan.entries {
+            let Some(client) = self.clients.get_mut(&entry.id) else { continue };
+            if client.permit.take().is_some() {
+                let _ = client.events.try_send(Event::Started(now)); // whoever is gone is found in the next step
+            }
+        }
+    }
+
+    fn deliver(&mut self, events: Vec<scheduler::Event>) {
+        let at = Instant::now();
+        for event in events {
+            let Some(client) = self.clients.get(&event.id) else { continue };
+            if let Some(id) = event.token {
+                let _ = client.events.try_send(Event::Token { id, at });
+            }
+            let last = match event.finished {
+                None => continue,
+                Some(Finished::Generated(reason)) => Event::Finished(reason),
+                Some(Finished::AllRows) => Event::AllRows,
+            };
+            let _ = client.events.try_send(last);
+            self.clients.remove(&event.id);
+        }
+    }
+
+    fn fail(&mut self, id: SeqId, error: EngineError) {
+        tracing::debug!(%error, "request failed");
+        self.scheduler.remove(id);
+        if let Some(client) = self.clients.remove(&id) {
+            let _ = client.events.try_send(Event::Failed(error));
+        }
+    }
+}
+
+/// Draws a token from each entry's last row of logits, or sends its rows on.
+fn draw(
+    plan: &Plan,
+    mut logits: &[f32],
+    vocab_size: usize,
+    scheduler: &mut Scheduler,
+    clients: &mut HashMap<SeqId, Client>,
+) -> (Vec<Option<u32>>, Vec<(SeqId, EngineError)>) {
+    let mut failed = Vec::new();
+    let mut tokens = Vec::with_capacity(plan.entries.len());
+    for entry in &plan.entries {
+        let (rows, rest) = logits.split_at(entry.outputs.len() * vocab_size);
+        logits = rest;
+        let sequence = scheduler.running_mut(entry.id).expect("plans name running sequences");
+        let drawn = match &mut sequence.task {
+            _ if rows.is_empty() => Ok(None),
+            Task::Generate { sampler, .. } => {
+                sampler.draw(rows, &sequence.tokens, sequence.prompt_len).map(Some)
+            }
+            Task::Rows { .. } => {
+                let client = clients.get(&entry.id).expect("every sequence has a client");
+                let next = &sequence.tokens[entry.outputs.start + 1..];
+                let rows = match client.score {
+                    true => score(rows, vocab_size, next),
+                    false => Ok(rows.to_vec()),
+                };
+                rows.map(|rows| {
+                    let _ = client.events.try_send(Event::Rows(rows));
+                    None
+                })
+            }
+        };
+        if let Err(source) = &drawn {
+            let tokens = sequence.tokens.len();
+            failed.push((entry.id, EngineError::Sample { tokens, source: *source }));
+        }
+        tokens.push(drawn.unwrap_or(None));
+    }
+    (tokens, failed)
+}
+
+/// `-ln p(next[i])` by each row of logits.
+fn score(logits: &[f32], vocab_size: usize, next: &[u32]) -> Result<Vec<f32>, SampleError> {
+    logits
+        .chunks_exact(vocab_size)
+        .zip(next)
+        .map(|(row, &id)| negative_log_likelihood(row, id))
+        .collect()
+}
+
+fn negative_log_likelihood(logits: &[f32], id: u32) -> Result<f32, SampleError> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from((x - max).exp())).sum();
+    let value = f64::from(max) + sum.ln() - f64::from(logits[id as usize]);
+    match value.is_finite() {
+        true => Ok(value as f32),
+        false => Err(SampleError::NotFinite { id, value: value as f32 }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_score_is_the_negative_logarithm_of_the_softmax() {
+        let scores = score(&[0.0, 0.0, 2f32.ln(), 1000.0, 0.0, 0.0], 3, &[2, 0]).unwrap();
+        assert!((scores[0] - 2f32.ln()).abs() < 1e-6); // 2 / (1 + 1 + 2)
+        assert_eq!(scores[1], 0.0);
+    }
+
+    #[test]
+    fn a_row_that_is_no_number_has_no_score() {
+        assert!(score(&[0.0, f32::NAN], 2, &[0]).is_err());
+    }
+}

@@ -1,0 +1,158 @@
+//! An engine on a thread of its own, and the way to it from all others.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_channel::{Receiver, Sender};
+use bitnet_kernels::backend::Backend;
+use bitnet_model::decoder::Model;
+
+use crate::config::{EngineConfig, Limits};
+use crate::engine::{Engine, Event};
+use crate::error::{EngineError, InvalidConfig};
+use crate::request::{Request, Work};
+
+/// Submits requests to an engine. Clones share it; when the last is gone, the engine finishes what it has begun and ends.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    jobs: Sender<Job>,
+    waiting: Arc<AtomicUsize>,
+    limits: Limits,
+    vocab_size: usize,
+}
+
+/// A request, where its results go, and its place among those that wait.
+struct Job {
+    request: Request,
+    events: Sender<Event>,
+    permit: Permit,
+}
+
+/// A place among the requests that wait; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Permit(Arc<AtomicUsize>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Starts an engine on a thread named `bitnet-engine`.
+pub fn spawn<B: Backend>(
+    model: Arc<Model<B>>,
+    config: &EngineConfig,
+) -> Result<EngineHandle, EngineError> {
+    let vocab_size = model.config().vocab_size;
+    let engine = Engine::new(model, config)?;
+    let limits = engine.limits();
+    let (jobs, queue) = async_channel::unbounded(); // bounded by the permits
+    std::thread::Builder::new()
+        .name("bitnet-engine".into())
+        .spawn(move || run(engine, &queue))
+        .map_err(|error| EngineError::Thread { message: error.to_string() })?;
+    Ok(EngineHandle { jobs, waiting: Arc::default(), limits, vocab_size })
+}
+
+/// Takes jobs and computes steps until nothing is left and nobody can bring more.
+fn run<B: Backend>(mut engine: Engine<B>, queue: &Receiver<Job>) {
+    loop {
+        if engine.is_idle() {
+            let Ok(job) = queue.recv_blocking() else { return };
+            engine.add(job.request, job.events, Some(job.permit));
+        }
+        while let Ok(job) = queue.try_recv() {
+            engine.add(job.request, job.events, Some(job.permit));
+        }
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| engine.step())) {
+            engine.recover(&message(&*panic)); // replaces all that the step was changing
+        }
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("a panic without a message")
+        .to_owned()
+}
+
+impl EngineHandle {
+    /// What requests are checked against.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Requests that wait for their first step.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Sends a request to the engine. Dropping the receiver cancels it.
+    ///
+    /// # Errors
+    /// If the request does not fit the model, or too many wait already; nothing is ever put off.
+    pub fn submit(&self, request: Request) -> Result<Receiver<Event>, EngineError> {
+        self.check(&request)?;
+        let permit = self.permit()?;
+        let (events, receiver) = async_channel::unbounded(); // bounded by the context: an event for each token
+        self.jobs.try_send(Job { request, events, permit }).map_err(|_| EngineError::Stopped)?;
+        Ok(receiver)
+    }
+
+    fn check(&self, request: &Request) -> Result<(), EngineError> {
+        let Request { ids, work } = request;
+        let (tokens, context) = (ids.len(), self.limits.max_seq_len);
+        if tokens == 0 {
+            return Err(EngineError::EmptyPrompt);
+        }
+        if tokens > context {
+            return Err(EngineError::PromptTooLong { tokens, context });
+        }
+        if let Some(position) = ids.iter().position(|&id| id as usize >= self.vocab_size) {
+            let (id, vocab_size) = (ids[position], self.vocab_size);
+            return Err(EngineError::UnknownToken { id, position, vocab_size });
+        }
+        let rows = match *work {
+            Work::Generate { .. } => return Ok(()),
+            Work::Score { from } => (from, 1),
+            Work::Logits { from } => (from, 0),
+        };
+        match rows {
+            (from, first) if from >= first && from < tokens => Ok(()),
+            (from, first) => {
+                let expected = format!("at least {first} and below the number of tokens, {tokens}");
+                Err(InvalidConfig::new("from", from, expected).into())
+            }
+        }
+    }
+
+    fn permit(&self) -> Result<Permit, EngineError> {
+        let limit = self.limits.max_waiting;
+        self.waiting
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1))
+            .map_err(|waiting| EngineError::QueueFull { waiting })?;
+        Ok(Permit(Arc::clone(&self.waiting)))
+    }
+
+    /// The logits after each of `ids` from index `from` on, `[ids.len() - from, vocab_size]`. Blocks.
+    pub fn logits(&self, ids: Vec<u32>, from: usize) -> Result<Vec<f32>, EngineError> {
+        collect_rows(&self.submit(Request { ids, work: Work::Logits { from } })?)
+    }
+}
+
+/// Waits for all rows of a [`Work::Score`] or [`Work::Logits`].
+pub fn collect_rows(events: &Receiver<Event>) -> Result<Vec<f32>, EngineError> {
+    let mut all = Vec::new();
+    loop {
+        match events.recv_blocking() {
+            Ok(Event::Rows(rows)) => all.extend(rows),
+            Ok(Event::AllRows) => return Ok(all),
+            Ok(Event::Failed(error)) => return Err(error),
+            Ok(_) => {}
+            Err(_) => return Err(EngineError::Stopped),
+        }
+    }
+}

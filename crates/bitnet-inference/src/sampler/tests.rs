@@ -1,0 +1,221 @@
+use super::*;
+use crate::request::{GenerationConfig, SamplingStrategy};
+
+fn sampler(config: GenerationConfig) -> Sampler {
+    let config = GenerationConfig {
+        sampling_strategy: SamplingStrategy::of(
+            config.temperature,
+            config.top_k,
+            config.top_p,
+            config.min_p,
+        ),
+        ..config
+    };
+    Sampler::new(config.sampling().unwrap())
+}
+
+/// The test statistic of `draws` draws from `expected` probabilities, and its degrees of freedom.
+fn chi_square(expected: &[f64], observed: &[u32]) -> (f64, usize) {
+    let draws: u32 = observed.iter().sum();
+    let terms: Vec<f64> = expected
+        .iter()
+        .zip(observed)
+        .filter(|(p, _)| **p > 0.0)
+        .map(|(p, o)| (f64::from(*o) - p * f64::from(draws)).powi(2) / (p * f64::from(draws)))
+        .collect();
+    (terms.iter().sum(), terms.len() - 1)
+}
+
+/// Draws 20,000 tokens from probabilities ∝ `weights` and compares with `expected` weights.
+#[track_caller]
+fn check(config: GenerationConfig, weights: &[f64], expected: &[f64]) {
+    let logits: Vec<f32> = weights.iter().map(|w| w.ln() as f32 + 3.0).collect();
+    let mut sampler = sampler(GenerationConfig { seed: Some(11), ..config });
+    let mut observed = vec![0; weights.len()];
+    for _ in 0..20_000 {
+        observed[sampler.draw(&logits, &[], 0).unwrap() as usize] += 1;
+    }
+    let total: f64 = expected.iter().sum();
+    let expected: Vec<f64> = expected.iter().map(|e| e / total).collect();
+    for (p, o) in expected.iter().zip(&observed) {
+        assert!(*p > 0.0 || *o == 0, "a token that was filtered out was drawn: {observed:?}");
+    }
+    let (statistic, freedom) = chi_square(&expected, &observed);
+    // Wilson and Hilferty's approximation of the quantile that a right sampler exceeds once in a million runs (4.75 σ);
+    // the seed is fixed, so this test passes always or never.
+    let k = freedom as f64;
+    let limit = k * (1.0 - 2.0 / (9.0 * k) + 4.75 * (2.0 / (9.0 * k)).sqrt()).powi(3);
+    assert!(freedom == 0 || statistic < limit, "χ² {statistic} ≥ {limit}: {observed:?}");
+}
+
+const WEIGHTS: [f64; 8] = [1.0, 30.0, 4.0, 16.0, 2.0, 16.0, 0.5, 8.0];
+
+fn config() -> GenerationConfig {
+    GenerationConfig { temperature: 1.0, ..Default::default() }
+}
+
+#[test]
+fn temperature_one_draws_by_probability() {
+    check(config(), &WEIGHTS, &WEIGHTS);
+}
+
+#[test]
+fn temperature_sharpens_and_flattens() {
+    let power = |exponent: f64| WEIGHTS.map(|w| w.powf(exponent));
+    check(GenerationConfig { temperature: 0.5, ..config() }, &WEIGHTS, &power(2.0));
+    check(GenerationConfig { temperature: 2.0, ..config() }, &WEIGHTS, &power(0.5));
+}
+
+#[test]
+fn top_k_keeps_the_k_likeliest() {
+    check(
+        GenerationConfig { top_k: 3, ..config() },
+        &WEIGHTS,
+        &[0.0, 30.0, 0.0, 16.0, 0.0, 16.0, 0.0, 0.0],
+    );
+}
+
+#[test]
+fn top_k_breaks_ties_by_id() {
+    check(
+        GenerationConfig { top_k: 2, ..config() },
+        &WEIGHTS,
+        &[0.0, 30.0, 0.0, 16.0, 0.0, 0.0, 0.0, 0.0],
+    );
+}
+
+#[test]
+fn top_p_keeps_the_fewest_that_reach_it() {
+    // Sum 77.5: 30 + 16 + 16 = 62 is 0.8 of it.
+    let three = [0.0, 30.0, 0.0, 16.0, 0.0, 16.0, 0.0, 0.0];
+    check(GenerationConfig { top_p: 0.79, ..config() }, &WEIGHTS, &three);
+    let four = [0.0, 30.0, 0.0, 16.0, 0.0, 16.0, 0.0, 8.0];
+    check(GenerationConfig { top_p: 0.81, ..config() }, &WEIGHTS, &four);
+    let one = [0.0, 30.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+    check(GenerationConfig { top_p: 1e-6, ..config() }, &WEIGHTS, &one);
+}
+
+#[test]
+fn top_p_counts_what_top_k_left() {
+    // Of 30 + 16 + 16, the first is 0.48 and the first two 0.74.
+    check(
+        GenerationConfig { top_k: 3, top_p: 0.7, ..config() },
+        &WEIGHTS,
+        &[0.0, 30.0, 0.0, 16.0, 0.0, 0.0, 0.0, 0.0],
+    );
+}
+
+#[test]
+fn min_p_is_relative_to_the_likeliest() {
+    check(
+        GenerationConfig { min_p: 0.26, ..config() },
+        &WEIGHTS,
+        &[0.0, 30.0, 0.0, 16.0, 0.0, 16.0, 0.0, 8.0],
+    );
+}
+
+#[test]
+fn filters_of_a_large_vocabulary_equal_those_by_sorting() {
+    // Logits from a multiplicative sequence, many of them equal.
+    let logits: Vec<f32> =
+        (0..5000u64).map(|i| ((i * 2_654_435_761) % 997) as f32 / 100.0).collect();
+    let weights: Vec<Candidate> =
+        logits.iter().zip(0..).map(|(l, id)| Candidate { weight: l.exp(), id }).collect();
+    let mut sorted = weights.clone();
+    sorted.sort_by(by_weight);
+    for k in [1, 2, 40, 997, 4999] {
+        let (mut kept, mut order) = (weights.clone(), Vec::new());
+        keep_top_k(&mut kept, &mut order, k);
+        let mut expected: Vec<u32> = sorted[..k].iter().map(|c| c.id).collect();
+        expected.sort_unstable();
+        assert_eq!(kept.iter().map(|c| c.id).collect::<Vec<_>>(), expected);
+    }
+    let total: f64 = sorted.iter().map(|c| f64::from(c.weight)).sum();
+    for p in [0.001, 0.1, 0.5, 0.9, 0.999] {
+        let (mut kept, mut order) = (weights.clone(), Vec::new());
+        keep_top_p(&mut kept, &mut order, p);
+        let mut mass = 0.0;
+        let count = sorted
+            .iter()
+            .position(|c| {
+                mass += f64::from(c.weight);
+                mass >= f64::from(p) * total
+            })
+            .unwrap();
+        assert_eq!(kept.len(), count + 1, "top_p {p}");
+        let last = sorted[count];
+        assert!(kept.iter().all(|c| by_weight(c, &last) != Ordering::Greater));
+    }
+}
+
+#[test]
+fn greedy_takes_the_lowest_id_of_equals() {
+    let mut sampler = sampler(GenerationConfig::default());
+    assert_eq!(sampler.draw(&[1.0, 5.0, -3.0, 5.0], &[], 0), Ok(1));
+    assert_eq!(sampler.draw(&[-1.0, f32::NEG_INFINITY, -1.0], &[], 0), Ok(0));
+}
+
+#[test]
+fn the_repetition_penalty_divides_positive_and_multiplies_negative_logits_once() {
+    let config = GenerationConfig { repetition_penalty: 2.0, ..Default::default() };
+    let draw = |logits: &[f32], tokens: &[u32]| sampler(config.clone()).draw(logits, tokens, 0);
+    assert_eq!(draw(&[5.0, 3.0], &[0]), Ok(1)); // 2.5 < 3
+    assert_eq!(draw(&[5.0, 2.4], &[0, 0, 0]), Ok(0)); // 2.5, not 0.6
+    assert_eq!(draw(&[-1.0, -1.5], &[0]), Ok(1)); // -2 < -1.5
+}
+
+#[test]
+fn the_repetition_penalty_forgets_what_is_long_past() {
+    let config =
+        GenerationConfig { repetition_penalty: 2.0, repeat_last_n: 2, ..Default::default() };
+    let draw = |tokens: &[u32]| sampler(config.clone()).draw(&[5.0, 3.0, 0.0], tokens, 0);
+    assert_eq!(draw(&[0, 2]), Ok(1));
+    assert_eq!(draw(&[0, 2, 2]), Ok(0));
+}
+
+#[test]
+fn presence_and_frequency_penalties_count_the_answer_only() {
+    let draw = |presence_penalty, frequency_penalty, prompt_len| {
+        let config = GenerationConfig { presence_penalty, frequency_penalty, ..Default::default() };
+        sampler(config).draw(&[5.0, 4.0, 3.1], &[0, 0, 0, 1], prompt_len)
+    };
+    assert_eq!(draw(1.5, 0.0, 0), Ok(0)); // 3.5, 2.5, 3.1
+    assert_eq!(draw(0.0, 0.5, 0), Ok(0)); // 3.5, 3.5, 3.1: the lower id
+    assert_eq!(draw(0.0, 0.7, 0), Ok(1)); // 2.9, 3.3, 3.1
+    assert_eq!(draw(2.0, 2.0, 3), Ok(0)); // the prompt's tokens do not count
+}
+
+#[test]
+fn same_seed_same_tokens() {
+    let tokens = |seed| {
+        let mut sampler = sampler(GenerationConfig { seed: Some(seed), ..config() });
+        let logits = WEIGHTS.map(|w| w.ln() as f32);
+        (0..50).map(|_| sampler.draw(&logits, &[], 0).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(tokens(1), tokens(1));
+    assert_ne!(tokens(1), tokens(2));
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_an_error() {
+    for config in [GenerationConfig::default(), config()] {
+        let mut sampler = sampler(config);
+        for value in [f32::NAN, f32::INFINITY] {
+            let error = sampler.draw(&[0.0, value, 1.0], &[], 0).unwrap_err();
+            assert_eq!(error.to_string(), format!("the model's logit of token 1 is {value}"));
+        }
+        let nothing = sampler.draw(&[f32::NEG_INFINITY; 3], &[], 0);
+        assert_eq!(nothing, Err(SampleError::Nothing));
+    }
+}
+
+#[test]
+fn extreme_temperatures_are_no_panic() {
+    for temperature in [f32::MIN_POSITIVE, 1e-30, 1e30, f32::MAX] {
+        for logits in [[1e30, -1e30, 0.0], [-1e38, -1e38, -1e38]] {
+            let config =
+                GenerationConfig { temperature, top_k: 2, top_p: 0.5, min_p: 0.5, ..config() };
+            assert!(sampler(config).draw(&logits, &[], 0).unwrap() < 3);
+        }
+    }
+}

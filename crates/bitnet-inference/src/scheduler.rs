@@ -1,0 +1,255 @@
+//! Who runs in the next step. Pure bookkeeping over plain data.
+//!
+//! A prompt is a sequence with many tokens to compute, a running answer one with a single token; there is no other difference.
+//! Sequences join and leave between steps (iteration-level scheduling: Yu et al. 2022, Orca). When pages run out, the sequence
+//! that came last gives its pages back and computes its tokens again later, which gives the same answer: a token's arithmetic
+//! does not depend on what else is in the batch.
+
+use std::collections::VecDeque;
+
+use bitnet_model::batch::{Batch, Outputs};
+
+use crate::block_pool::BlockPool;
+use crate::config::Limits;
+use crate::request::Request;
+use crate::sequence::{FinishReason, SeqId, Sequence, Stop, Task};
+
+/// All sequences of an engine, and the pages of its cache.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: Limits,
+    pool: BlockPool,
+    /// First come, first served; a sequence that had to give its pages back is at the front.
+    waiting: VecDeque<Sequence>,
+    /// In the order in which they came.
+    running: Vec<Sequence>,
+    next_id: u64,
+}
+
+/// One step: which sequences compute how many of their tokens. Never empty.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// In the order of the batch; each sequence at most once.
+    pub entries: Vec<Entry>,
+}
+
+/// A sequence's part of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The sequence.
+    pub id: SeqId,
+    /// Tokens to compute.
+    pub count: usize,
+    /// Those of them that need logits, by their index in the sequence.
+    pub outputs: std::ops::Range<usize>,
+}
+
+/// What a step brought for one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The sequence.
+    pub id: SeqId,
+    /// The token appended, if any.
+    pub token: Option<u32>,
+    /// Set when it is over; the scheduler has forgotten it.
+    pub finished: Option<Finished>,
+}
+
+/// How a sequence ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finished {
+    /// A generation, for this reason.
+    Generated(FinishReason),
+    /// All rows of logits that were wanted have been computed.
+    AllRows,
+}
+
+impl Scheduler {
+    /// A scheduler with nothing to do and all pages free.
+    pub fn new(limits: Limits) -> Self {
+        let pool = BlockPool::new(limits.pages);
+        Self { limits, pool, waiting: VecDeque::new(), running: Vec::new(), next_id: 0 }
+    }
+
+    /// Takes a request, which has been checked against the limits.
+    pub fn add(&mut self, request: Request) -> SeqId {
+        let id = SeqId(self.next_id);
+        self.next_id += 1;
+        self.waiting.push_back(Sequence::new(id, request));
+        id
+    }
+
+    /// Forgets a sequence, if it is there, and frees its pages.
+    pub fn remove(&mut self, id: SeqId) {
+        self.waiting.retain(|sequence| sequence.id != id);
+        if let Some(index) = self.running.iter().position(|sequence| sequence.id == id) {
+            let sequence = self.running.remove(index);
+            self.release(sequence.pages);
+        }
+    }
+
+    /// Forgets all sequences that have begun and frees all pages: what is in the cache cannot be trusted any more.
+    pub fn remove_running(&mut self) -> Vec<SeqId> {
+        self.pool = BlockPool::new(self.limits.pages);
+        self.running.drain(..).map(|sequence| sequence.id).collect()
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Pages that no sequence holds.
+    pub fn free_pages(&self) -> usize {
+        self.pool.free()
+    }
+
+    /// A sequence that runs.
+    pub fn running_mut(&mut self, id: SeqId) -> Option<&mut Sequence> {
+        self.running.iter_mut().find(|sequence| sequence.id == id)
+    }
+
+    /// The next step: first one token of every answer, then prompts up to the budget, then those that wait while pages last.
+    pub fn plan(&mut self) -> Option<Plan> {
+        let mut plan = Plan { entries: Vec::new() };
+        let (mut tokens, mut outputs) = (self.limits.max_batch_tokens, self.limits.max_outputs);
+        let mut index = 0;
+        while index < self.running.len() {
+            if self.running[index].pending() == 1 && self.ensure_pages(index) {
+                add_entry(&self.running[index], &mut plan, &mut tokens, &mut outputs);
+            }
+            index += 1; // `ensure_pages` takes sequences from the end only
+        }
+        for sequence in self.running.iter().filter(|sequence| sequence.pending() > 1) {
+            add_entry(sequence, &mut plan, &mut tokens, &mut outputs);
+        }
+        while tokens > 0 && self.admit() {
+            let newest = self.running.last().expect("one was admitted");
+            add_entry(newest, &mut plan, &mut tokens, &mut outputs);
+        }
+        (!plan.entries.is_empty()).then_some(plan)
+    }
+
+    /// Lets the first of those that wait run, if there is room for all its tokens.
+    fn admit(&mut self) -> bool {
+        let Some(first) = self.waiting.front() else { return false };
+        if self.running.len() == self.limits.max_batch_size
+            || first.pages_needed() > self.pool.free()
+        {
+            return false;
+        }
+        self.running.extend(self.waiting.pop_front());
+        self.ensure_pages(self.running.len() - 1)
+    }
+
+    /// Gives a running sequence the pages that its tokens need, taking them from sequences that came later. False if it had to
+    /// give up its own.
+    fn ensure_pages(&mut self, index: usize) -> bool {
+        while self.running[index].pages.len() < self.running[index].pages_needed() {
+            match self.pool.take() {
+                Some(page) => self.running[index].pages.push(page),
+                None => {
+                    let preempted_itself = self.running.len() - 1 == index;
+                    self.preempt_last();
+                    if preempted_itself {
+                        return false;
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn preempt_last(&mut self) {
+        let mut sequence = self.running.pop().expect("the sequence that needs a page is running");
+        self.release(std::mem::take(&mut sequence.pages));
+        sequence.computed = 0;
+        self.waiting.push_front(sequence);
+    }
+
+    /// The tokens of a plan, with their places in the cache.
+    pub fn batch(&self, plan: &Plan) -> Batch {
+        let mut batch = Batch::default();
+        for entry in &plan.entries {
+            let sequence = self.running.iter().find(|sequence| sequence.id == entry.id);
+            let sequence = sequence.expect("plans name running sequences");
+            let (row, start) = (batch.len(), sequence.computed);
+            let ids = &sequence.tokens[start..start + entry.count];
+            batch.push(ids, start, &sequence.pages, Outputs::None);
+            batch.outputs.extend(entry.outputs.clone().map(|index| row + index - start));
+        }
+        batch
+    }
+
+    /// Books a step that has been computed. `tokens` has an element for each entry: the token drawn, if one was wanted.
+    pub fn commit(&mut self, plan: &Plan, tokens: &[Option<u32>]) -> Vec<Event> {
+        plan.entries
+            .iter()
+            .zip(tokens)
+            .filter_map(|(entry, token)| {
+                let limit = self.limits.max_seq_len;
+                let finished = self.running_mut(entry.id)?.advance(entry, *token, limit);
+                if finished.is_some() {
+                    self.remove(entry.id);
+                }
+                Some(Event { id: entry.id, token: *token, finished })
+            })
+            .collect()
+    }
+
+    fn release(&mut self, pages: Vec<u32>) {
+        // The first page is needed first, so it is freed last.
+        for page in pages.into_iter().rev() {
+            self.pool.release(page);
+        }
+    }
+}
+
+/// Adds as many of a sequence's tokens to the plan as the budgets allow.
+fn add_entry(sequence: &Sequence, plan: &mut Plan, tokens: &mut usize, outputs: &mut usize) {
+    let mut count = sequence.pending().min(*tokens);
+    let extra = sequence.outputs(count).len().saturating_sub(*outputs);
+    count -= extra; // rows of logits are wanted from some token on, so leaving out tokens leaves out rows
+    if count == 0 {
+        return;
+    }
+    let rows = sequence.outputs(count);
+    *tokens -= count;
+    *outputs -= rows.len();
+    plan.entries.push(Entry { id: sequence.id, count, outputs: rows });
+}
+
+impl Sequence {
+    /// Books what was computed and drawn; says how the sequence ends if it does.
+    fn advance(
+        &mut self,
+        entry: &Entry,
+        token: Option<u32>,
+        max_seq_len: usize,
+    ) -> Option<Finished> {
+        self.computed += entry.count;
+        self.tokens.extend(token);
+        match &mut self.task {
+            Task::Rows { next, .. } => {
+                *next = (*next).max(entry.outputs.end);
+                (self.pending() == 0).then_some(Finished::AllRows)
+            }
+            Task::Generate { max_new_tokens, stop_ids, .. } => {
+                let token = token?;
+                let reason = if stop_ids.contains(&token) {
+                    FinishReason::Stop(Stop::Token(token))
+                } else if self.tokens.len() - self.prompt_len >= *max_new_tokens {
+                    FinishReason::Length
+                } else if self.tokens.len() >= max_seq_len {
+                    FinishReason::Context
+                } else {
+                    return None;
+                };
+                Some(Finished::Generated(reason))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

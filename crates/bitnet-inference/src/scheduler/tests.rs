@@ -1,0 +1,242 @@
+use std::collections::{BTreeMap, HashSet};
+
+use bitnet_kernels::kv::PAGE;
+use proptest::prelude::*;
+
+use super::*;
+use crate::request::{GenerationConfig, Work};
+
+const LIMITS: Limits = Limits {
+    max_seq_len: 4 * PAGE,
+    pages: 8,
+    max_batch_size: 4,
+    max_batch_tokens: 100,
+    max_outputs: 30,
+    max_waiting: 100,
+};
+
+fn generate(prompt_len: usize, max_new_tokens: usize) -> Request {
+    let sampling = GenerationConfig::default().sampling().unwrap();
+    let work = Work::Generate { sampling, max_new_tokens, stop_ids: vec![99] };
+    Request { ids: vec![1; prompt_len], work }
+}
+
+/// Plans and commits a step in which every token drawn is `token`. Returns tokens by sequence, and the events.
+fn step(scheduler: &mut Scheduler, token: u32) -> (Vec<(u64, usize)>, Vec<Event>) {
+    let plan = scheduler.plan().expect("there is something to do");
+    let draws = |entry: &Entry| {
+        let generates = matches!(
+            scheduler.running.iter().find(|s| s.id == entry.id).unwrap().task,
+            Task::Generate { .. }
+        );
+        (generates && !entry.outputs.is_empty()).then_some(token)
+    };
+    let tokens: Vec<_> = plan.entries.iter().map(draws).collect();
+    let events = scheduler.commit(&plan, &tokens);
+    (plan.entries.iter().map(|entry| (entry.id.0, entry.count)).collect(), events)
+}
+
+/// Requests come at the beginning; `expected` is the tokens by sequence of each step.
+#[track_caller]
+fn check(limits: Limits, requests: &[Request], expected: &[&[(u64, usize)]]) {
+    let mut scheduler = Scheduler::new(limits);
+    for request in requests {
+        scheduler.add(request.clone());
+    }
+    let steps: Vec<_> = expected.iter().map(|_| step(&mut scheduler, 5).0).collect();
+    assert_eq!(steps, expected);
+}
+
+#[test]
+fn a_prompt_is_computed_at_once_and_then_a_token_at_a_time() {
+    check(LIMITS, &[generate(33, 3)], &[&[(0, 33)], &[(0, 1)], &[(0, 1)]]);
+}
+
+#[test]
+fn a_long_prompt_takes_several_steps() {
+    check(LIMITS, &[generate(230, 2)], &[&[(0, 100)], &[(0, 100)], &[(0, 30)], &[(0, 1)]]);
+}
+
+#[test]
+fn answers_go_on_while_a_prompt_is_computed() {
+    check(
+        LIMITS,
+        &[generate(10, 9), generate(150, 9)],
+        &[&[(0, 10), (1, 90)], &[(0, 1), (1, 60)], &[(0, 1), (1, 1)]],
+    );
+}
+
+#[test]
+fn sequences_join_in_the_order_in_which_they_came() {
+    let limits = Limits { max_batch_size: 2, ..LIMITS };
+    check(
+        limits,
+        &[generate(10, 2), generate(10, 3), generate(10, 3)],
+        &[&[(0, 10), (1, 10)], &[(0, 1), (1, 1)], &[(1, 1), (2, 10)], &[(2, 1)]],
+    );
+}
+
+#[test]
+fn a_sequence_without_room_waits_and_none_overtakes_it() {
+    let limits = Limits { pages: 4, ..LIMITS };
+    check(
+        limits,
+        &[generate(PAGE, 2), generate(4 * PAGE - 1, 2), generate(1, 2)],
+        &[&[(0, PAGE)], &[(0, 1)], &[(1, 100)]],
+    );
+}
+
+#[test]
+fn rows_of_logits_are_limited_too() {
+    let score = Request { ids: vec![1; 50], work: Work::Score { from: 11 } };
+    // Rows 10 to 48 are wanted, 30 in a step; the last token predicts nothing.
+    check(LIMITS, &[score], &[&[(0, 40)], &[(0, 9)]]);
+    let logits = Request { ids: vec![1; 50], work: Work::Logits { from: 0 } };
+    check(LIMITS, &[logits, generate(10, 2)], &[&[(0, 30), (1, 9)], &[(1, 1), (0, 20)]]);
+}
+
+#[test]
+fn the_wanted_rows_are_those_of_the_batch() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.add(generate(5, 2));
+    scheduler.add(Request { ids: vec![2; 6], work: Work::Score { from: 4 } });
+    let plan = scheduler.plan().unwrap();
+    let batch = scheduler.batch(&plan);
+    assert_eq!(batch.ids, [1, 1, 1, 1, 1, 2, 2, 2, 2, 2]);
+    assert_eq!(batch.outputs, [4, 8, 9]); // the last token of one, tokens 3 and 4 of the other
+}
+
+#[track_caller]
+fn check_end(request: Request, token: u32, expected: FinishReason) {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.add(request);
+    let last = loop {
+        let (_, events) = step(&mut scheduler, token);
+        if let Some(Event { finished: Some(finished), .. }) = events.into_iter().next() {
+            break finished;
+        }
+    };
+    assert_eq!(last, Finished::Generated(expected));
+    assert!(scheduler.is_idle());
+    assert_eq!(scheduler.free_pages(), LIMITS.pages);
+}
+
+#[test]
+fn a_generation_ends_for_one_of_three_reasons() {
+    check_end(generate(7, 3), 5, FinishReason::Length);
+    check_end(generate(7, 3), 99, FinishReason::Stop(Stop::Token(99)));
+    check_end(generate(LIMITS.max_seq_len - 3, 9), 5, FinishReason::Context);
+}
+
+#[test]
+fn the_context_holds_prompt_and_answer() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.add(generate(LIMITS.max_seq_len - 3, 9));
+    let mut tokens = 0;
+    while !scheduler.is_idle() {
+        tokens += step(&mut scheduler, 5).1.iter().filter(|event| event.token.is_some()).count();
+    }
+    assert_eq!(tokens, 3);
+}
+
+#[test]
+fn the_sequence_that_came_last_makes_room() {
+    // Each fills a page; then both need another, and one is left.
+    let limits = Limits { pages: 3, ..LIMITS };
+    let mut scheduler = Scheduler::new(limits);
+    scheduler.add(generate(PAGE - 1, 10));
+    scheduler.add(generate(PAGE - 1, 10));
+    let mut steps: Vec<_> = (0..4).map(|_| step(&mut scheduler, 5).0).collect();
+    assert_eq!(steps.remove(0), [(0, 63), (1, 37)]);
+    assert_eq!(steps.remove(0), [(0, 1), (1, 26)]);
+    assert_eq!(steps.remove(0), [(0, 1), (1, 1)]);
+    // Sequence 0 has taken the third page; sequence 1 gives its page back and waits until it can compute all again.
+    assert_eq!(steps.remove(0), [(0, 1)]);
+    assert_eq!(scheduler.waiting.front().unwrap().tokens.len(), PAGE + 1);
+    let mut steps = Vec::new();
+    while !scheduler.is_idle() {
+        steps.push(step(&mut scheduler, 5).0);
+    }
+    assert_eq!(steps[6], [(1, PAGE + 1)]);
+    assert_eq!(scheduler.free_pages(), limits.pages);
+}
+
+#[test]
+fn removing_a_sequence_frees_its_pages() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    let ids = [scheduler.add(generate(PAGE, 9)), scheduler.add(generate(4 * PAGE, 9))];
+    step(&mut scheduler, 5);
+    assert_eq!(scheduler.free_pages(), 3);
+    scheduler.remove(ids[0]);
+    assert_eq!(scheduler.free_pages(), 4);
+    scheduler.remove(ids[1]);
+    assert_eq!(scheduler.free_pages(), 8);
+    assert!(scheduler.is_idle());
+}
+
+fn requests() -> impl Strategy<Value = Vec<(usize, Request)>> {
+    let request = (1..4 * PAGE, 1..80usize, 0..3u8).prop_map(|(len, count, kind)| match kind {
+        0 if len > 1 => {
+            Request { ids: vec![1; len], work: Work::Score { from: 1 + count % (len - 1) } }
+        }
+        1 => Request { ids: vec![1; len], work: Work::Logits { from: count % len } },
+        _ => generate(len, count),
+    });
+    prop::collection::vec((0..20usize, request), 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..Default::default() })]
+    #[test]
+    fn every_request_gets_all_it_asked_for(
+        requests in requests(),
+        pages in 4..12usize,
+        max_batch_size in 1..5usize,
+        max_batch_tokens in 5..200usize,
+    ) {
+        let limits = Limits { pages, max_batch_size, max_batch_tokens, ..LIMITS };
+        let mut scheduler = Scheduler::new(limits);
+        let mut due = requests.into_iter();
+        let mut pause = 0;
+        let mut wanted: BTreeMap<SeqId, (usize, usize)> = BTreeMap::new(); // what is left: tokens, rows
+        for _ in 0..20_000 {
+            if pause == 0 && let Some((next, request)) = due.next() {
+                pause = next;
+                let room = limits.max_seq_len - request.ids.len();
+                let left = match &request.work {
+                    Work::Generate { max_new_tokens, .. } => (room.min(*max_new_tokens), 0),
+                    Work::Score { from } => (0, request.ids.len() - from),
+                    Work::Logits { from } => (0, request.ids.len() - from),
+                };
+                wanted.insert(scheduler.add(request), left);
+            }
+            pause = pause.saturating_sub(1);
+            let Some(plan) = scheduler.plan() else {
+                prop_assert!(scheduler.is_idle(), "work is left, but there is no plan");
+                continue;
+            };
+            let batch = scheduler.batch(&plan);
+            prop_assert!(batch.len() <= max_batch_tokens && batch.outputs.len() <= limits.max_outputs);
+            prop_assert!(plan.entries.len() <= max_batch_size);
+            let held: Vec<u32> = scheduler.running.iter().flat_map(|s| s.pages.clone()).collect();
+            prop_assert_eq!(held.iter().collect::<HashSet<_>>().len(), held.len(), "a page is shared");
+            prop_assert_eq!(held.len() + scheduler.free_pages(), pages);
+            let mut tokens = Vec::new();
+            for entry in &plan.entries {
+                let left = wanted.get_mut(&entry.id).unwrap();
+                let generates = left.0 > 0;
+                if !generates {
+                    left.1 -= entry.outputs.len(); // no row comes twice
+                }
+                tokens.push((generates && !entry.outputs.is_empty()).then_some(5));
+            }
+            for event in scheduler.commit(&plan, &tokens) {
+                let left = wanted.get_mut(&event.id).unwrap();
+                left.0 -= usize::from(event.token.is_some());
+                prop_assert_eq!(event.finished.is_some(), *left == (0, 0));
+            }
+        }
+        prop_assert!(wanted.values().all(|left| *left == (0, 0)), "some request starves");
+        prop_assert_eq!(scheduler.free_pages(), pages);
+    }
+}

@@ -1,0 +1,121 @@
+//! One request on its way: its tokens, its pages, how far it has come.
+
+use bitnet_kernels::kv::PAGE;
+
+use crate::request::{Request, Work};
+use crate::sampler::Sampler;
+
+/// A sequence's name as long as it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SeqId(pub u64);
+
+/// Why a generation ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The text is complete.
+    Stop(Stop),
+    /// `max_new_tokens` tokens were generated.
+    Length,
+    /// Prompt and answer fill the context.
+    Context,
+    /// Nobody wanted more.
+    Cancelled,
+}
+
+/// What completed a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// This token, which ends texts.
+    Token(u32),
+    /// This text, one of those asked for.
+    Text(String),
+}
+
+impl std::fmt::Display for FinishReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Stop(Stop::Token(id)) => write!(f, "stop (token {id})"),
+            Self::Stop(Stop::Text(text)) => write!(f, "stop (text {text:?})"),
+            Self::Length => f.write_str("length"),
+            Self::Context => f.write_str("context"),
+            Self::Cancelled => f.write_str("cancelled"),
+        }
+    }
+}
+
+/// A request and the state of its computation.
+#[derive(Debug)]
+pub struct Sequence {
+    pub(crate) id: SeqId,
+    pub(crate) prompt_len: usize,
+    /// Prompt and answer.
+    pub(crate) tokens: Vec<u32>,
+    /// How many of `tokens` have their keys and values in the cache.
+    pub(crate) computed: usize,
+    /// The pages of `tokens`, in order; none while it waits.
+    pub(crate) pages: Vec<u32>,
+    pub(crate) task: Task,
+}
+
+/// [`Work`] with what changes on the way.
+#[derive(Debug)]
+pub(crate) enum Task {
+    Generate {
+        sampler: Box<Sampler>,
+        max_new_tokens: usize,
+        stop_ids: Vec<u32>,
+    },
+    /// Rows of logits that are wanted: of tokens from `next` on.
+    Rows {
+        next: usize,
+        /// Only the logit of the token that follows, so that the last row is not wanted.
+        score: bool,
+    },
+}
+
+impl Sequence {
+    pub(crate) fn new(id: SeqId, request: Request) -> Self {
+        let task = match request.work {
+            Work::Generate { sampling, max_new_tokens, stop_ids } => Task::Generate {
+                sampler: Box::new(Sampler::new(sampling)),
+                max_new_tokens,
+                stop_ids,
+            },
+            Work::Score { from } => Task::Rows { next: from.saturating_sub(1), score: true },
+            Work::Logits { from } => Task::Rows { next: from, score: false },
+        };
+        Self {
+            id,
+            prompt_len: request.ids.len(),
+            tokens: request.ids,
+            computed: 0,
+            pages: Vec::new(),
+            task,
+        }
+    }
+
+    /// Tokens whose keys and values are wanted: all, but the last of a text to be scored predicts nothing.
+    pub(crate) fn wanted(&self) -> usize {
+        self.tokens.len() - usize::from(matches!(self.task, Task::Rows { score: true, .. }))
+    }
+
+    /// Tokens still to compute.
+    pub(crate) fn pending(&self) -> usize {
+        self.wanted() - self.computed
+    }
+
+    /// Pages that all its tokens need.
+    pub(crate) fn pages_needed(&self) -> usize {
+        self.wanted().div_ceil(PAGE)
+    }
+
+    /// Which of the next `count` tokens need logits, by their index in the sequence.
+    pub(crate) fn outputs(&self, count: usize) -> std::ops::Range<usize> {
+        let end = self.computed + count;
+        match self.task {
+            Task::Generate { .. } if end == self.tokens.len() => end - 1..end,
+            Task::Generate { .. } => end..end,
+            Task::Rows { next, .. } => next.clamp(self.computed, end)..end,
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! A backend that can be told to fail, to wait, and what it has seen.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bitnet_kernels::backend::{Backend, Gated, Norm, Span};
+use bitnet_kernels::cpu::CpuBackend;
+use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::dense::DenseMatrix;
+use bitnet_kernels::kv::KvShape;
+use bitnet_kernels::scalar::rope::RopeTable;
+use bitnet_kernels::ternary::TernaryMatrix;
+
+/// The CPU with strings attached.
+pub struct Faulty {
+    cpu: CpuBackend,
+    /// The next step panics.
+    pub panic: AtomicBool,
+    /// Logits are no numbers.
+    pub nan: AtomicBool,
+    /// Steps wait while somebody holds this.
+    pub gate: Mutex<()>,
+    /// Tokens of each step so far.
+    pub steps: Mutex<Vec<usize>>,
+}
+
+impl Faulty {
+    pub fn new() -> Self {
+        let (panic, nan) = (AtomicBool::new(false), AtomicBool::new(false));
+        let cpu = CpuBackend::new(Isa::best(), 1).unwrap();
+        Self { cpu, panic, nan, gate: Mutex::new(()), steps: Mutex::default() }
+    }
+}
+
+impl Backend for Faulty {
+    type Ternary = <CpuBackend as Backend>::Ternary;
+    type Dense = <CpuBackend as Backend>::Dense;
+    type Vector = <CpuBackend as Backend>::Vector;
+    type Activations = <CpuBackend as Backend>::Activations;
+    type KvLayer = <CpuBackend as Backend>::KvLayer;
+    type Scratch = <CpuBackend as Backend>::Scratch;
+
+    fn upload_ternary(&self, weights: TernaryMatrix) -> Self::Ternary {
+        self.cpu.upload_ternary(weights)
+    }
+
+    fn upload_dense(&self, weights: DenseMatrix) -> Self::Dense {
+        self.cpu.upload_dense(weights)
+    }
+
+    fn upload_vector(&self, weights: Vec<f32>) -> Self::Vector {
+        self.cpu.upload_vector(weights)
+    }
+
+    fn activations(&self) -> Self::Activations {
+        self.cpu.activations()
+    }
+
+    fn kv_layer(&self, shape: KvShape) -> Self::KvLayer {
+        self.cpu.kv_layer(shape)
+    }
+
+    fn scratch(&self) -> Self::Scratch {
+        self.cpu.scratch()
+    }
+
+    fn download(&self, x: &Self::Activations) -> Vec<f32> {
+        self.cpu.download(x)
+    }
+
+    fn embed(&self, table: &Self::Dense, ids: &[u32], out: &mut Self::Activations) {
+        self.steps.lock().unwrap().push(ids.len());
+        drop(self.gate.lock().unwrap());
+        assert!(!self.panic.swap(false, Ordering::Relaxed), "asked to panic by a test");
+        self.cpu.embed(table, ids, out);
+    }
+
+    fn project(
+        &self,
+        scratch: &mut Self::Scratch,
+        x: &Self::Activations,
+        norm: &Norm<Self::Vector>,
+        parts: &mut [(&Self::Ternary, &mut Self::Activations)],
+    ) {
+        self.cpu.project(scratch, x, norm, parts);
+    }
+
+    fn project_add(
+        &self,
+        scratch: &mut Self::Scratch,
+        x: &Self::Activations,
+        norm: Option<&Norm<Self::Vector>>,
+        w: &Self::Ternary,
+        y: &mut Self::Activations,
+    ) {
+        self.cpu.project_add(scratch, x, norm, w, y);
+    }
+
+    fn gated(
+        &self,
+        scratch: &mut Self::Scratch,
+        x: &Self::Activations,
+        norm: &Norm<Self::Vector>,
+        weights: Gated<'_, Self>,
+        out: &mut Self::Activations,
+    ) {
+        let Gated { gate, up, activation } = weights;
+        self.cpu.gated(scratch, x, norm, Gated { gate, up, activation }, out);
+    }
+
+    fn rotate_and_store(
+        &self,
+        rope: &RopeTable,
+        slots: &[u32],
+        q: &mut Self::Activations,
+        k: &mut Self::Activations,
+        v: &Self::Activations,
+        kv: &mut Self::KvLayer,
+    ) {
+        self.cpu.rotate_and_store(rope, slots, q, k, v, kv);
+    }
+
+    fn attention(
+        &self,
+        scratch: &mut Self::Scratch,
+        q: &Self::Activations,
+        kv: &Self::KvLayer,
+        spans: &[Span],
+        out: &mut Self::Activations,
+    ) {
+        self.cpu.attention(scratch, q, kv, spans, out);
+    }
+
+    fn logits(
+        &self,
+        scratch: &mut Self::Scratch,
+        x: &Self::Activations,
+        rows: &[usize],
+        norm: &Norm<Self::Vector>,
+        head: &Self::Dense,
+        out: &mut Vec<f32>,
+    ) {
+        self.cpu.logits(scratch, x, rows, norm, head, out);
+        if self.nan.load(Ordering::Relaxed) {
+            out.fill(f32::NAN);
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Engines with whole models.
+
+mod engine;
+mod faulty;
+mod golden;
+mod support;

@@ -1,0 +1,181 @@
+//! From files to a model that runs.
+
+use std::future::{Future, IntoFuture};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bitnet_inference::{EngineConfig, InferenceConfig, spawn};
+use bitnet_kernels::cpu::CpuBackend;
+use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::kv::PAGE;
+use bitnet_model::decoder::{LoadProgress, Model};
+use bitnet_model::format::Checkpoint;
+use bitnet_model::kv::page_bytes;
+use bitnet_model::tokenizer::Tokenizer;
+
+use crate::config::ModelConfig;
+use crate::error::Error;
+use crate::info::{self, ModelInfo};
+use crate::model::BitNetModel;
+use crate::threads::automatic_threads;
+
+type Progress = Box<dyn Fn(LoadProgress) + Send + Sync>;
+
+/// A model to be loaded: [`load`](Self::load) blocks, `.await` loads on a thread of its own, with any async runtime.
+#[must_use = "nothing is loaded before `load` or `.await`"]
+pub struct ModelBuilder {
+    source: Source,
+    config: ModelConfig,
+    inference: InferenceConfig,
+    progress: Progress,
+}
+
+enum Source {
+    Path(PathBuf),
+    #[cfg(feature = "demo-model")]
+    Demo,
+}
+
+/// The demo model's file, which `demo/README.md` describes.
+#[cfg(feature = "demo-model")]
+static DEMO: &[u8] = include_bytes!("../demo/demo-tq1_0.gguf");
+
+impl Source {
+    fn open(&self, config: &ModelConfig) -> Result<Checkpoint, Error> {
+        let options = config.open_options();
+        Ok(match self {
+            Self::Path(path) => Checkpoint::open(path, &options)?,
+            #[cfg(feature = "demo-model")]
+            Self::Demo => {
+                let data = bytes::Bytes::from_static(DEMO);
+                Checkpoint::from_gguf(Path::new("the built-in demo model"), data, &options)?
+            }
+        })
+    }
+
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path(path) => Some(path),
+            #[cfg(feature = "demo-model")]
+            Self::Demo => None,
+        }
+    }
+
+    /// The name that the file gives its model, or the file's own.
+    fn name(&self, checkpoint: &Checkpoint) -> String {
+        let own = checkpoint.metadata().string("general.name").map(str::to_owned);
+        let file = || {
+            let path = std::path::absolute(self.path()?).ok()?;
+            Some(path.file_stem()?.to_string_lossy().into_owned())
+        };
+        own.or_else(file).unwrap_or_else(|| "demo".to_owned())
+    }
+}
+
+impl ModelBuilder {
+    pub(crate) fn from_path(path: &Path) -> Self {
+        Self::new(Source::Path(path.to_owned()))
+    }
+
+    #[cfg(feature = "demo-model")]
+    pub(crate) fn demo() -> Self {
+        Self::new(Source::Demo)
+    }
+
+    fn new(source: Source) -> Self {
+        Self {
+            source,
+            config: ModelConfig::default(),
+            inference: InferenceConfig::default(),
+            progress: Box::new(|_| {}),
+        }
+    }
+
+    /// How to load and run it.
+    pub fn with_config(self, config: ModelConfig) -> Self {
+        Self { config, ..self }
+    }
+
+    /// How requests share it.
+    pub fn with_inference_config(self, inference: InferenceConfig) -> Self {
+        Self { inference, ..self }
+    }
+
+    /// Called after each matrix, from any of the loading threads.
+    pub fn with_progress(self, progress: impl Fn(LoadProgress) + Send + Sync + 'static) -> Self {
+        Self { progress: Box::new(progress), ..self }
+    }
+
+    /// Loads the model, with as many threads as it will compute with.
+    pub fn load(self) -> Result<BitNetModel, Error> {
+        let begin = Instant::now();
+        let device = self.config.device.resolve()?;
+        let isa = self.config.simd_level.as_deref().map_or_else(|| Ok(Isa::best()), Isa::parse)?;
+        let checkpoint = self.source.open(&self.config)?;
+        let tokenizer = Tokenizer::from_source(&checkpoint.tokenizer_source())?;
+        let arch = checkpoint.config().clone();
+        if tokenizer.vocab_size() > arch.vocab_size {
+            let (tokenizer, model) = (tokenizer.vocab_size(), arch.vocab_size);
+            return Err(Error::Vocabulary { tokenizer, model });
+        }
+        let engine = EngineConfig {
+            max_seq_len: self.config.max_seq_len,
+            kv_dtype: self.config.kv_dtype,
+            inference: self.inference,
+        };
+        let limits = engine.limits(&arch)?; // before the work of loading
+        let threads = match self.config.threads {
+            0 => automatic_threads(),
+            threads => threads,
+        };
+        let backend =
+            CpuBackend::new(isa, threads).map_err(|source| Error::Threads { threads, source })?;
+        let model = Model::load(&checkpoint, Arc::new(backend), threads, &self.progress)?;
+        let (encodings, bytes) = info::tensors(&checkpoint);
+        let info = ModelInfo {
+            name: self.source.name(&checkpoint),
+            path: self.source.path().map(Path::to_owned),
+            architecture: arch.architecture.clone(),
+            encodings,
+            bytes,
+            device: device.to_string(),
+            simd_level: isa.name(),
+            threads,
+            context_length: limits.max_seq_len,
+            kv_dtype: engine.kv_dtype,
+            kv_cache_bytes: limits.pages * page_bytes(&arch, engine.kv_dtype),
+            kv_bytes_per_token: page_bytes(&arch, engine.kv_dtype) / PAGE,
+            load_time: begin.elapsed(),
+        };
+        tracing::info!(
+            name = info.name,
+            device = info.device,
+            simd = info.simd_level,
+            threads,
+            seconds = info.load_time.as_secs_f64(),
+            "model loaded"
+        );
+        let handle = spawn(Arc::new(model), &engine)?;
+        Ok(BitNetModel::new(handle, tokenizer, arch, info))
+    }
+}
+
+impl IntoFuture for ModelBuilder {
+    type Output = Result<BitNetModel, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    /// Loads on a thread named `bitnet-load`.
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let (sender, receiver) = async_channel::bounded(1);
+            let load = move || drop(sender.send_blocking(self.load())); // nobody may wait any more
+            std::thread::Builder::new()
+                .name("bitnet-load".into())
+                .spawn(load)
+                .map_err(|source| Error::Threads { threads: 1, source })?;
+            receiver.recv().await.map_err(|_| Error::LoadingPanicked)?
+        })
+    }
+}

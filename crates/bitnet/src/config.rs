@@ -1,0 +1,103 @@
+//! How to run a model.
+
+use bitnet_kernels::device::Device;
+use bitnet_kernels::kv::KvType;
+use bitnet_model::config::HiddenAct;
+use bitnet_model::format::{I2sLayout, OpenOptions, PackedLayout};
+
+/// How to load and run a model. All fields have a default, so a literal names what differs.
+///
+/// ```
+/// use bitnet::{BitNetModel, ModelConfig};
+///
+/// let config = ModelConfig {
+///     // Set based on your typical input length
+///     max_seq_len: 2048, // Don't over-allocate
+///     ..Default::default()
+/// };
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Where to compute. A device that is not there is an error, never another device.
+    ///
+    /// ```
+    /// use bitnet::{BitNetModel, ModelConfig, Device};
+    ///
+    /// let config = ModelConfig {
+    ///     device: Device::Cuda(0),
+    ///     ..Default::default()
+    /// };
+    /// let error = BitNetModel::from_pretrained("model.gguf").with_config(config).load().unwrap_err();
+    /// assert_eq!(error.to_string(), "cuda:0 is not available: this program has the CPU backend only");
+    /// ```
+    pub device: Device,
+    /// Compute threads. 0: as many as the process may use, up to the physical cores.
+    pub threads: usize,
+    /// Vector instructions by the name of their level (`avx2`). None: the fastest level that gave the right results when the
+    /// program started. A level that this CPU does not have is an error. Results are the same with all.
+    pub simd_level: Option<String>,
+    /// Map weight files into memory. Without it they are read into the process's own memory, which survives a file that
+    /// changes or a network drive that goes away.
+    pub use_mmap: bool,
+    /// When weights are read.
+    pub loading_strategy: LoadingStrategy,
+    /// Longest sequence in tokens, prompt and answer together. 0: what the model was made for; more than that is an error.
+    /// Bounds the memory for keys and values.
+    pub max_seq_len: usize,
+    /// How keys and values are stored.
+    pub kv_dtype: KvType,
+    /// Byte order of I2_S tensors, which GGUF files do not name.
+    pub i2s_layout: I2sLayout,
+    /// Byte order of packed uint8 tensors in safetensors files.
+    pub packed_layout: PackedLayout,
+    /// Overrides the activation function that the model's files name or imply.
+    pub hidden_act: Option<HiddenAct>,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            device: Device::Auto,
+            threads: 0,
+            simd_level: None,
+            use_mmap: true,
+            loading_strategy: LoadingStrategy::MemoryMap,
+            max_seq_len: 0,
+            kv_dtype: KvType::F16,
+            i2s_layout: I2sLayout::default(),
+            packed_layout: PackedLayout::default(),
+            hidden_act: None,
+        }
+    }
+}
+
+impl ModelConfig {
+    pub(crate) fn open_options(&self) -> OpenOptions {
+        let LoadingStrategy::MemoryMap = self.loading_strategy;
+        OpenOptions {
+            mmap: self.use_mmap,
+            i2s_layout: self.i2s_layout,
+            packed_layout: self.packed_layout,
+            hidden_act: self.hidden_act,
+        }
+    }
+}
+
+/// When weights are read from disk.
+///
+/// ```
+/// use bitnet::{BitNetModel, ModelConfig, LoadingStrategy};
+///
+/// // Memory mapping (lowest memory usage)
+/// let mmap_config = ModelConfig {
+///     loading_strategy: LoadingStrategy::MemoryMap,
+///     ..Default::default()
+/// };
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum LoadingStrategy {
+    /// Through a mapping of the file: ternary weights are rearranged as the file is read and its pages given back; embedding and
+    /// head stay in the file, and are read from disk when they are first used.
+    #[default]
+    MemoryMap,
+}

@@ -1,0 +1,83 @@
+//! Everything that can go wrong, by what the caller can do about it.
+
+use bitnet_inference::{EngineError, InvalidConfig};
+use bitnet_kernels::cpu::isa::IsaError;
+use bitnet_kernels::device::DeviceError;
+use bitnet_model::error::LoadError;
+use bitnet_model::tokenizer::{ChatError, TokenizerError};
+
+/// Why there is no model, or no answer; [`help`](Self::help) says what to try.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model's files cannot be used.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The tokenizer cannot be used, or a text not be tokenized.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A conversation cannot be written as the model wants it.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
+    /// The tokenizer makes tokens that the model does not have.
+    #[error(
+        "the tokenizer has {tokenizer} tokens, but the model only {model}: they do not belong together"
+    )]
+    Vocabulary {
+        /// Tokens of the tokenizer.
+        tokenizer: usize,
+        /// Rows of the model's embedding.
+        model: usize,
+    },
+    /// The device is not there.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The SIMD level is not there.
+    #[error(transparent)]
+    Simd(#[from] IsaError),
+    /// A setting has a value that it cannot have.
+    #[error(transparent)]
+    Config(#[from] InvalidConfig),
+    /// A request was refused or broke off.
+    #[error(transparent)]
+    Engine(EngineError),
+    /// The system refused a thread.
+    #[error("{threads} threads cannot be started")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Loading broke off.
+    #[error("a bug ended the loading; its message is on stderr")]
+    LoadingPanicked,
+}
+
+impl From<EngineError> for Error {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Config(error) => Self::Config(error),
+            error => Self::Engine(error),
+        }
+    }
+}
+
+impl Error {
+    /// What to try next.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Load(error) => Some(error.help().to_owned()),
+            Self::Tokenizer(error) => error.help().map(str::to_owned),
+            Self::Chat(error) => error.help().map(str::to_owned),
+            Self::Vocabulary { .. } => {
+                Some("take tokenizer.json from the same repository as the weights".into())
+            }
+            Self::Device(_) => Some("use `auto` or `cpu`".into()),
+            Self::Simd(error) => Some(error.help()),
+            Self::Engine(error) => error.help(),
+            Self::Threads { .. } => Some("ask for fewer threads".into()),
+            Self::Config(_) | Self::LoadingPanicked => None,
+        }
+    }
+}
