@@ -142,13 +142,14 @@ impl<'a> Reader<'a> {
             let what = format!("the value of `{key}`");
             let type_id = self.u32(&what)?;
             let value = self.value(type_id, &what)?;
-            if all.insert(key, value).is_some() {
+            if all.contains_key(&key) {
                 return Err(self.malformed(
                     format!("metadata key {index}"),
-                    "the same as an earlier one",
+                    format!("`{key}`, which an earlier pair has"),
                     "a key of its own",
                 ));
             }
+            all.insert(key, value);
         }
         Ok(Metadata(all))
     }
