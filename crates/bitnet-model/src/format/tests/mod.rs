@@ -1,6 +1,8 @@
 //! Whole files: the golden models in every format, and what happens when they are damaged.
 
 mod gguf_damage;
+mod gguf_parts;
+mod gguf_variants;
 mod golden;
 mod hugging_face;
 mod hugging_face_damage;
