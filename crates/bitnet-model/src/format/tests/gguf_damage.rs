@@ -334,7 +334,12 @@ fn other_types_are_refused_by_name() {
     check_type(38, 65536 / 4 + 32, "TL1 (type 38)", tl);
     check_type(39, 256 * 256 / 4 + 32, "TL2 (type 39, told from MXFP4 by its size)", tl);
     check_type(39, 65536 / 32 * 17, "MXFP4 (type 39, told from TL2 by its size)", dense);
-    check_type(39, 64, "type 39 of neither MXFP4's nor TL2's size", "the number is used for both");
+    check_type(
+        39,
+        64,
+        "MXFP4 or TL2 (type 39)",
+        "the number is used for both, and the size is that of neither",
+    );
     check_type(
         42,
         65536 / 128 * 34,
