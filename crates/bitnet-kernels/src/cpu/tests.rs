@@ -8,6 +8,7 @@ use crate::dense::DenseType;
 use crate::kv::{KvType, PAGE};
 use crate::scalar::elementwise::{Activation, activate};
 use crate::scalar::norm;
+use crate::ternary::WeightScale;
 
 /// Deterministic floats in -1..1.
 fn floats(seed: u32, count: usize) -> Vec<f32> {
