@@ -36,3 +36,10 @@ fn set(metadata: &mut Metadata, key: &str, value: Value) {
 fn texts(list: &[&str]) -> Value {
     Value::Strings(list.iter().map(|text| text.to_string()).collect())
 }
+
+#[test]
+fn tokenizers_can_be_shared_between_threads() {
+    fn check<T: Send + Sync>() {}
+    check::<Tokenizer>();
+    check::<IncrementalDecoder>();
+}
