@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn rubbish_past_the_last_column_is_no_weight() {
-        let rubbish = u32::MAX & !(0..5).fold(0, |mask, k| mask | 3 << shift_of(k));
+        let rubbish = !(0..5).fold(0, |mask, k| mask | 3 << shift_of(k));
         let matrix = TernaryMatrix::new(1, 5, vec![rubbish], WeightScale::Tensor(1.0)).unwrap();
         assert_eq!(
             codes_from_word(matrix.row(0)[0]),

@@ -66,3 +66,51 @@ fn not_finite(row: usize, values: &[f32]) -> TernaryError {
         .expect("finite f32 have a finite sum in f64");
     TernaryError::Value { row, col, found: values[col], expected: "weights are finite".into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use bitnet_kernels::dense::DenseType;
+
+    use super::*;
+
+    fn matrix(rows: usize, weights: &[f32]) -> DenseMatrix {
+        let data: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+        DenseMatrix::new(rows, weights.len() / rows, DenseType::F32, data.into()).unwrap()
+    }
+
+    /// Weights become these codes with this scale.
+    #[track_caller]
+    fn check(rows: usize, weights: &[f32], codes: &[i8], scale: f32) {
+        let scale = WeightScale::Tensor(scale);
+        let expected = TernaryMatrix::from_values(rows, weights.len() / rows, codes, scale);
+        assert_eq!(absmean(&matrix(rows, weights)).unwrap(), expected);
+    }
+
+    #[test]
+    fn half_the_mean_rounds_to_zero_and_more_to_one() {
+        check(1, &[1.5, -1.5, 0.5, -0.5], &[1, -1, 0, 0], 1.0);
+        let above = 0.5_f32.next_up();
+        check(1, &[1.5, -1.5, above, -above], &[1, -1, 1, -1], 1.0);
+    }
+
+    #[test]
+    fn zeros_stay_zeros() {
+        check(1, &[0.0; 20], &[0; 20], 1e-5);
+    }
+
+    #[test]
+    fn tiny_weights_have_the_smallest_scale() {
+        check(1, &[4e-6, -6e-6], &[0, -1], 1e-5);
+    }
+
+    #[test]
+    fn the_mean_is_that_of_the_whole_matrix() {
+        check(2, &[8.0, 8.0, 1.0, -1.0], &[1, 1, 0, 0], 4.5);
+    }
+
+    #[test]
+    fn a_weight_that_is_no_number_is_refused_with_its_place() {
+        let error = absmean(&matrix(2, &[1.0, 2.0, 3.0, f32::INFINITY])).unwrap_err();
+        assert_eq!(error.to_string(), "row 1, column 1 holds inf, but weights are finite");
+    }
+}

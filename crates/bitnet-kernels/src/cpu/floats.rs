@@ -46,7 +46,6 @@ macro_rules! dispatch {
     ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),*) -> $result:ty = $module:ident;)*) => {
         impl Isa {
             $($(#[$doc])*
-            #[expect(clippy::too_many_arguments, clippy::allow_attributes, reason = "those of the operation")]
             pub fn $name(self, $($arg: $type),*) -> $result {
                 #[cfg(target_arch = "x86_64")]
                 {

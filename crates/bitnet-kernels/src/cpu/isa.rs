@@ -12,13 +12,44 @@ use std::sync::OnceLock;
 use super::aarch64::{Neon, NeonDotprod};
 use super::level::{CpuFeatures, SimdLevel};
 use super::packed::PackedTernary;
-use super::product::Product;
+use super::product::{Product, TileKernel};
 use super::selection::{self, Selection};
 use super::selftest::{self, WrongProduct};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx, Avx2, Avx512, Avx512Vnni, AvxVnni, Sse41};
 use crate::activation::QuantizedRows;
 use crate::scalar::ternary::Portable;
+
+/// The one place where a tier turns into its kernel.
+macro_rules! with_kernel {
+    ($isa:expr, |$kernel:ident| $body:expr) => {
+        match $isa {
+            Isa::Scalar => {
+                let $kernel = Portable;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Sse41($kernel) => $body,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx(avx) => {
+                let $kernel = avx.sse41();
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2($kernel) => $body,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni($kernel) => $body,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512($kernel) => $body,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni($kernel) => $body,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon($kernel) => $body,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod($kernel) => $body,
+        }
+    };
+}
 
 /// A tier that this CPU has: the variants carry proofs that only detection makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,30 +181,18 @@ impl Isa {
     ) {
         Product { w, panels, blocks, x, tokens }.run_on(self, out);
     }
+
+    /// Multiplies and adds in registers as fast as the tier's instructions go, and returns how many products that made.
+    /// This is the peak that benchmarks hold the kernels against.
+    pub fn spin(self, rounds: usize) -> usize {
+        with_kernel!(self, |kernel| kernel.spin(rounds))
+    }
 }
 
 impl Product<'_> {
-    /// The one place where a tier turns into its kernel.
+    /// Computes it with the kernel of a tier.
     pub(super) fn run_on(&self, isa: Isa, out: &mut [i32]) {
-        match isa {
-            Isa::Scalar => self.run(Portable, out),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Sse41(isa) => self.run(isa, out),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx(isa) => self.run(isa.sse41(), out),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(isa) => self.run(isa, out),
-            #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni(isa) => self.run(isa, out),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(isa) => self.run(isa, out),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni(isa) => self.run(isa, out),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon(isa) => self.run(isa, out),
-            #[cfg(target_arch = "aarch64")]
-            Isa::NeonDotprod(isa) => self.run(isa, out),
-        }
+        with_kernel!(isa, |kernel| self.run(kernel, out));
     }
 }
 

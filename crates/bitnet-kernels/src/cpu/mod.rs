@@ -1,5 +1,9 @@
 //! The processor as a backend.
 
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
+pub mod aarch64;
+mod bitlinear;
 pub mod floats;
 pub mod isa;
 pub mod level;
@@ -8,10 +12,7 @@ pub mod pool;
 pub(crate) mod product;
 pub mod selection;
 mod selftest;
-
-#[cfg(target_arch = "aarch64")]
-#[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
-pub mod aarch64;
+pub mod topology;
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
 pub mod x86;
@@ -26,13 +27,13 @@ use crate::dense::DenseMatrix;
 use crate::kv::{KvLayer, KvShape};
 use crate::scalar::attention::Context;
 use crate::scalar::rope::RopeTable;
-use crate::ternary::{CODES_PER_WORD, TernaryMatrix, WeightScale};
+use crate::ternary::TernaryMatrix;
+pub use bitlinear::CpuTernary;
+use bitlinear::Part;
 use isa::Isa;
-use packed::PackedTernary;
+use packed::{PANEL_ROWS, PackedTernary};
 use pool::{Stripe, ThreadPool, stripes};
 
-/// Rows of a panel, the unit in which rows of a ternary matrix are given out.
-const PANEL: usize = 16;
 /// Panels that a thread takes at a time at most: with 2560 columns 160 KB, which stay in its cache while tokens go by.
 const MAX_PANELS: usize = 16;
 /// Tokens whose integer sums a thread holds at a time.
@@ -51,16 +52,9 @@ pub struct CpuBackend {
 /// Working memory of one thread.
 #[derive(Default)]
 struct WorkerScratch {
-    gate: Vec<i32>,
-    up: Vec<i32>,
+    sums: Vec<i32>,
     floats: Vec<f32>,
     row: Vec<f32>,
-}
-
-/// A ternary matrix in panels, with its scale.
-pub struct CpuTernary {
-    packed: PackedTernary,
-    scale: WeightScale,
 }
 
 /// Floats `[rows, cols]`.
@@ -119,6 +113,15 @@ impl CpuBackend {
         self.packed.load(Ordering::Relaxed)
     }
 
+    /// BitLinear on plain floats: `W · q(x)` for each row of `x`, `[tokens, cols]`, as `[tokens, rows]`.
+    pub fn linear(&self, w: &CpuTernary, x: &[f32]) -> Vec<f32> {
+        let x = Matrix { cols: w.packed.cols(), data: x.to_vec() };
+        let mut y = Matrix::default();
+        y.resize(x.rows(), w.packed.rows());
+        self.project_add(&mut CpuScratch::default(), &x, None, w, &mut y);
+        y.data
+    }
+
     fn with_worker<R>(&self, thread: usize, work: impl FnOnce(&mut WorkerScratch) -> R) -> R {
         work(&mut self.workers[thread].lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
@@ -144,90 +147,29 @@ impl CpuBackend {
 
     /// Columns of an output that a thread takes at a time: a few items for each thread, at most [`MAX_PANELS`] panels.
     fn stripe_width(&self, rows: usize) -> usize {
-        let panels = rows.div_ceil(PANEL);
-        panels.div_ceil(4 * self.threads()).clamp(1, MAX_PANELS) * PANEL
+        let panels = rows.div_ceil(PANEL_ROWS);
+        panels.div_ceil(4 * self.threads()).clamp(1, MAX_PANELS) * PANEL_ROWS
     }
 
-    /// `emit(t, floats)` for each token: the products of its int8 row with the rows `range` of `w`, scaled.
+    /// `emit(t, y)` for each token: the products of its int8 row with the rows `rows` of `w`, scaled.
     fn product(
         &self,
+        thread: usize,
         w: &CpuTernary,
-        range: Range<usize>,
+        rows: Range<usize>,
         x: &QuantizedRows,
-        acc: &mut Vec<i32>,
-        floats: &mut Vec<f32>,
         mut emit: impl FnMut(usize, &[f32]),
     ) {
-        let panels = range.start / PANEL..range.end.div_ceil(PANEL);
-        let width = panels.len() * PANEL;
-        for start in (0..x.rows()).step_by(TOKEN_BLOCK) {
-            let tokens = start..x.rows().min(start + TOKEN_BLOCK);
-            acc.resize(tokens.len() * width, 0);
-            floats.resize(tokens.len() * width, 0.0);
-            self.scaled_block(w, panels.clone(), range.clone(), x, tokens.clone(), acc, floats);
-            for (token, row) in tokens.zip(floats.chunks(width)) {
-                emit(token, &row[..range.len()]);
-            }
-        }
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the inner block of `product`, taken out for its three cases"
-    )]
-    fn scaled_block(
-        &self,
-        w: &CpuTernary,
-        panels: Range<usize>,
-        range: Range<usize>,
-        x: &QuantizedRows,
-        tokens: Range<usize>,
-        acc: &mut [i32],
-        floats: &mut [f32],
-    ) {
-        let width = panels.len() * PANEL;
-        let all = 0..w.packed.blocks_per_panel();
-        let rows = |acc: &[i32], floats: &mut [f32], emit: &dyn Fn(&[i32], f32, &mut [f32])| {
-            for ((token, acc), floats) in
-                tokens.clone().zip(acc.chunks(width)).zip(floats.chunks_mut(width))
-            {
-                emit(&acc[..range.len()], x.scale[token], &mut floats[..range.len()]);
-            }
-        };
-        match &w.scale {
-            WeightScale::Tensor(scale) => {
-                self.isa.ternary_product(&w.packed, panels, all, x, tokens.clone(), acc);
-                rows(acc, floats, &|acc, s, y| self.isa.scale_product(acc, *scale, s, y));
-            }
-            WeightScale::Rows(scales) => {
-                self.isa.ternary_product(&w.packed, panels, all, x, tokens.clone(), acc);
-                rows(acc, floats, &|acc, s, y| {
-                    self.isa.scale_product_rows(acc, &scales[range.clone()], s, y)
-                });
-            }
-            WeightScale::Groups { size, scales } => {
-                floats.fill(0.0);
-                let (blocks, groups) = (size / CODES_PER_WORD, w.packed.cols().div_ceil(*size));
-                for group in 0..groups {
-                    let part = group * blocks..all.end.min((group + 1) * blocks);
-                    self.isa.ternary_product(
-                        &w.packed,
-                        panels.clone(),
-                        part,
-                        x,
-                        tokens.clone(),
-                        acc,
-                    );
-                    let factors: Vec<f32> =
-                        range.clone().map(|row| scales[row * groups + group]).collect();
-                    rows(acc, floats, &|acc, s, y| {
-                        let mut part = vec![0.0; acc.len()];
-                        self.isa.scale_product_rows(acc, &factors, s, &mut part);
-                        self.isa.add(&part, y);
-                    });
+        self.with_worker(thread, |s| {
+            for start in (0..x.rows()).step_by(TOKEN_BLOCK) {
+                let tokens = start..x.rows().min(start + TOKEN_BLOCK);
+                let part = Part { w, rows: rows.clone(), x, tokens: tokens.clone() };
+                part.compute(self.isa, &mut s.sums, &mut s.floats);
+                for (token, y) in tokens.zip(s.floats.chunks(part.width())) {
+                    emit(token, &y[..rows.len()]);
                 }
             }
-        }
+        });
     }
 }
 
@@ -293,15 +235,8 @@ impl Backend for CpuBackend {
             );
         }
         self.pool.for_each(&mut items, |thread, (w, stripe)| {
-            self.with_worker(thread, |s| {
-                self.product(
-                    w,
-                    stripe.columns(),
-                    quantized,
-                    &mut s.gate,
-                    &mut s.floats,
-                    |token, y| stripe.row(token).copy_from_slice(y),
-                );
+            self.product(thread, w, stripe.columns(), quantized, |token, y| {
+                stripe.row(token).copy_from_slice(y);
             });
         });
     }
@@ -319,15 +254,8 @@ impl Backend for CpuBackend {
         let mut items: Vec<_> =
             stripes(&mut y.data, w.packed.rows(), self.stripe_width(w.packed.rows())).collect();
         self.pool.for_each(&mut items, |thread, stripe| {
-            self.with_worker(thread, |s| {
-                self.product(
-                    w,
-                    stripe.columns(),
-                    quantized,
-                    &mut s.gate,
-                    &mut s.floats,
-                    |token, y| self.isa.add(y, stripe.row(token)),
-                );
+            self.product(thread, w, stripe.columns(), quantized, |token, y| {
+                self.isa.add(y, stripe.row(token));
             });
         });
     }
@@ -346,26 +274,11 @@ impl Backend for CpuBackend {
         out.resize(x.rows(), width);
         let mut items: Vec<_> = stripes(&mut out.data, width, self.stripe_width(width)).collect();
         self.pool.for_each(&mut items, |thread, stripe| {
-            self.with_worker(thread, |s| {
-                let columns = stripe.columns();
-                self.product(
-                    weights.gate,
-                    columns.clone(),
-                    quantized,
-                    &mut s.gate,
-                    &mut s.floats,
-                    |token, y| stripe.row(token).copy_from_slice(y),
-                );
-                self.product(
-                    weights.up,
-                    columns,
-                    quantized,
-                    &mut s.up,
-                    &mut s.floats,
-                    |token, up| {
-                        self.isa.gate(weights.activation, up, stripe.row(token));
-                    },
-                );
+            self.product(thread, weights.gate, stripe.columns(), quantized, |token, gate| {
+                stripe.row(token).copy_from_slice(gate);
+            });
+            self.product(thread, weights.up, stripe.columns(), quantized, |token, up| {
+                self.isa.gate(weights.activation, up, stripe.row(token));
             });
         });
     }
@@ -457,3 +370,6 @@ impl Backend for CpuBackend {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

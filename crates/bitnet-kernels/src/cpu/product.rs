@@ -23,6 +23,9 @@ pub(crate) trait TileKernel: Copy {
 
     /// Writes all products of the tile.
     fn run(self, tile: &Tile<'_>, out: Out<'_>);
+
+    /// Multiplies and adds as fast as the instructions go, on nothing, and returns how often.
+    fn spin(self, rounds: usize) -> usize;
 }
 
 /// The operands of one call of a kernel.

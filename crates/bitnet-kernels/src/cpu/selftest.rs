@@ -32,10 +32,10 @@ pub(super) fn check(run: impl Fn(&Product<'_>, &mut [i32])) -> Result<(), WrongP
     }
     check_case("slice", &mixed, 1, 2..5, &run)?;
     check_case("slice", &mixed, 3, 2..5, &run)?;
-    // 17 blocks: one more than the longest run of 16-bit sums.
-    let extreme = (extreme_matrix(PANEL_ROWS, 17 * 16), extreme_rows(4, 17 * 16));
-    check_case("extreme", &extreme, 4, 0..17, &run)?;
-    check_case("extreme", &extreme, 1, 0..17, &run)
+    // 33 blocks: one more than the longest run of 16-bit sums.
+    let extreme = (extreme_matrix(PANEL_ROWS, 33 * 16), extreme_rows(4, 33 * 16));
+    check_case("extreme", &extreme, 4, 0..33, &run)?;
+    check_case("extreme", &extreme, 1, 0..33, &run)
 }
 
 fn check_case(

@@ -87,7 +87,7 @@ fn architecture<'a>(path: &Path, metadata: &'a Metadata) -> Result<&'a str, Load
         Some(Value::String(name)) if SUPPORTED.contains(&name.as_str()) => Ok(name),
         Some(Value::String(name)) => Err(LoadError::Unsupported {
             path: path.into(),
-            what: format!("architecture `{name}`"),
+            what: format!("architecture `{}`", name.escape_debug()),
             reason: format!("the engine runs {}", SUPPORTED.join(", ")),
             help: "use a BitNet b1.58 model, or a Llama or Falcon3 one with ternary weights".into(),
         }),
@@ -140,7 +140,7 @@ fn rope(keys: &Keys<'_>) -> Result<RopeConfig, LoadError> {
         }
         (Some(other), _) => {
             return Err(keys.unsupported(
-                format!("rotary scaling `{other}`"),
+                format!("rotary scaling `{}`", other.escape_debug()),
                 "in GGUF files, none and linear are known",
                 "take the model's safetensors files, or a model without it",
             ));

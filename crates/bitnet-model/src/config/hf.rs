@@ -117,7 +117,7 @@ fn family(keys: &Keys<'_>, config: &Map<String, Value>) -> Result<Family, LoadEr
         "LlamaForCausalLM" => false,
         _ => {
             return Err(keys.unsupported(
-                format!("architecture `{architecture}`"),
+                format!("architecture `{}`", architecture.escape_debug()),
                 "the engine runs BitNetForCausalLM, BitnetForCausalLM and LlamaForCausalLM",
                 "use a BitNet b1.58 model, or a Llama or Falcon3 one with ternary weights",
             ));
@@ -247,7 +247,7 @@ fn rope_scaling(keys: &Keys<'_>, of: &dyn Fn(&str) -> String) -> Result<RopeScal
             })
         }
         Some(other) => Err(keys.unsupported(
-            format!("rotary scaling `{other}`"),
+            format!("rotary scaling `{}`", other.escape_debug()),
             "default, linear and llama3 are known",
             "use a model without it",
         )),

@@ -29,7 +29,7 @@ impl std::fmt::Display for Scalar {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Int(value) => write!(f, "{value}"),
-            Self::Float(value) => write!(f, "{value}"),
+            Self::Float(value) => write!(f, "{value:?}"),
             Self::Bool(value) => write!(f, "{value}"),
             Self::Text(text) => write!(f, "{text:?}"),
             Self::Other(text) => f.write_str(text),
@@ -52,10 +52,14 @@ impl Keys<'_> {
     }
 
     pub fn wrong(&self, key: &str, found: impl ToString, expected: impl Into<String>) -> LoadError {
+        let mut found = found.to_string();
+        if found.chars().count() > 80 {
+            found = found.chars().take(80).chain("…".chars()).collect();
+        }
         LoadError::Key {
             path: self.path.into(),
             key: (self.rename)(key),
-            found: found.to_string(),
+            found,
             expected: expected.into(),
         }
     }
@@ -102,7 +106,7 @@ impl Keys<'_> {
         if (value as f32).is_finite() && value as f32 > 0.0 {
             return Ok(Some(value as f32));
         }
-        Err(self.wrong(key, value, "a finite number above zero"))
+        Err(self.wrong(key, format!("{value:?}"), "a finite number above zero"))
     }
 
     pub fn positive(&self, key: &str) -> Result<f32, LoadError> {

@@ -249,10 +249,27 @@ impl Checkpoint {
         for (name, role, shape) in names::expected(&self.config) {
             match (role, shape.as_slice()) {
                 (Role::Linear, &[rows, cols]) => drop(self.ternary(&name, rows, cols)?),
-                (Role::Table, &[rows, cols]) => drop(self.dense(&name, rows, cols)?),
+                (Role::Table, &[rows, cols]) => self.verify_table(&name, rows, cols)?,
                 (_, shape) => drop(self.vector(&name, shape[0])?),
             }
             self.release(&name);
+        }
+        Ok(())
+    }
+    fn verify_table(&self, name: &str, rows: usize, cols: usize) -> Result<(), LoadError> {
+        let tensor = self.find(name, Role::Table, &[rows, cols])?;
+        let matrix = self.dense(name, rows, cols)?;
+        let mut values = vec![0.0; cols];
+        for row in 0..rows {
+            matrix.dequantize_row(row, &mut values);
+            if !values.iter().all(|value| value.is_finite()) {
+                return Err(LoadError::Malformed {
+                    path: self.file_of(tensor).into(),
+                    place: format!("row {row} of tensor `{}`", tensor.own_name),
+                    found: "not all finite".into(),
+                    expected: "finite numbers".into(),
+                });
+            }
         }
         Ok(())
     }

@@ -33,18 +33,13 @@ impl Mapping {
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         {
-            const PAGE: usize = 4096; // Only a hint is lost where pages are larger: the call then fails and changes nothing.
+            // Only whole pages, so that no neighbour's are dropped and read again. Where pages are larger, some are.
+            const PAGE: usize = 4096;
             let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
             if start < end && end <= self.0.len() {
+                let (advice, len) = (memmap2::UncheckedAdvice::DontNeed, end - start);
                 // SAFETY: the mapping is file-backed and never written, so dropped pages come back with the same bytes.
-                let dropped = unsafe {
-                    self.0.unchecked_advise_range(
-                        memmap2::UncheckedAdvice::DontNeed,
-                        start,
-                        end - start,
-                    )
-                };
-                if let Err(error) = dropped {
+                if let Err(error) = unsafe { self.0.unchecked_advise_range(advice, start, len) } {
                     tracing::debug!(%error, "pages of the model file stay in memory");
                 }
             }

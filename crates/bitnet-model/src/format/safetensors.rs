@@ -69,6 +69,10 @@ impl Parser<'_> {
     }
 
     fn tensor(&self, name: &str, entry: &Value, data_start: u64) -> Result<Tensor, LoadError> {
+        if name.chars().any(char::is_control) {
+            let found = format!("\"{}\"", name.escape_debug());
+            return Err(self.malformed("the name of a tensor", found, "a printable name"));
+        }
         let what = |part: &str| format!("`{part}` of tensor `{name}`");
         let empty = Map::new();
         let entry = entry.as_object().unwrap_or(&empty);

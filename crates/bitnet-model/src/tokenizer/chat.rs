@@ -139,14 +139,16 @@ pub(super) enum Chat {
         origin: String,
         problem: String,
     },
-    Template(ChatTemplate),
+    Template(Box<ChatTemplate>),
 }
 
 impl Chat {
     pub(super) fn new(origin: impl Into<String>, source: &str) -> Self {
         let origin = origin.into();
-        ChatTemplate::new(source)
-            .map_or_else(|problem| Self::broken(origin, problem), Self::Template)
+        match ChatTemplate::new(source) {
+            Ok(template) => Self::Template(template.into()),
+            Err(problem) => Self::broken(origin, problem),
+        }
     }
 
     fn broken(origin: String, problem: String) -> Self {

@@ -142,7 +142,9 @@ fn write_json(
     let separator = if indent.is_some() { "," } else { ", " };
     match value.kind() {
         ValueKind::None => text.push_str("null"),
-        ValueKind::Bool | ValueKind::Number => text.push_str(&value.to_string()),
+        // Templates write truth values as Python does, JSON does not.
+        ValueKind::Bool => text.push_str(if value.is_true() { "true" } else { "false" }),
+        ValueKind::Number => text.push_str(&value.to_string()),
         ValueKind::String => text.push_str(&quoted(value.as_str().unwrap_or_default())),
         ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
             let is_map = value.kind() == ValueKind::Map;

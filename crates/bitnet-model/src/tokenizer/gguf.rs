@@ -363,7 +363,7 @@ impl<'a> Vocab<'a> {
                     ),
                 },
             )?;
-        Ok(Model::Bpe { words, bpe })
+        Ok(Model::Bpe { words: words.into(), bpe })
     }
 
     fn sentence_piece(

@@ -140,7 +140,7 @@ fn build(
         eos: eos_ids(settings, &id, &table),
         special_names: settings.special_names(bos, &id, &table),
         table: table.into(),
-        model: Model::Bpe { words, bpe },
+        model: Model::Bpe { words: words.into(), bpe },
         added,
         chat: Chat::Missing,
     })

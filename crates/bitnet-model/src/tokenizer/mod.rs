@@ -10,11 +10,11 @@ mod chat;
 mod chat_functions;
 mod decode;
 mod error;
+mod fold_hash;
 mod gguf;
 mod hf;
 mod json;
 mod merge;
-mod pair_hash;
 mod sentencepiece;
 mod split;
 mod table;
@@ -66,7 +66,7 @@ pub struct Tokenizer {
 
 #[derive(Debug)]
 enum Model {
-    Bpe { words: Words, bpe: Bpe },
+    Bpe { words: Box<Words>, bpe: Bpe },
     SentencePiece(SentencePiece),
 }
 

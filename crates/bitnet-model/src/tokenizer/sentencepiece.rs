@@ -6,13 +6,14 @@
 use std::collections::HashMap;
 
 use super::error::TokenizerError;
+use super::fold_hash::FoldHash;
 use super::merge::{Merger, Symbol};
 use super::table::parse_byte_token;
 
 /// Tokens that text can become, and their scores.
 #[derive(Debug)]
 pub(super) struct SentencePiece {
-    ids: HashMap<Box<str>, u32>,
+    ids: HashMap<Box<str>, u32, FoldHash>,
     /// Smaller is better; by id.
     priorities: Vec<u32>,
     bytes: [Option<u32>; 256],
@@ -30,7 +31,7 @@ impl SentencePiece {
         unk: Option<u32>,
         space_prefix: bool,
     ) -> Self {
-        let mut ids = HashMap::with_capacity(scores.len());
+        let mut ids = HashMap::with_capacity_and_hasher(scores.len(), FoldHash::default());
         for (text, id) in tokens {
             ids.entry(Box::from(text)).or_insert(id);
         }

@@ -12,6 +12,11 @@ impl TileKernel for Avx512 {
         // SAFETY: the token exists, so this CPU has the instructions.
         unsafe { run(tile, out) }
     }
+
+    fn spin(self, rounds: usize) -> usize {
+        // SAFETY: as above.
+        unsafe { spin(rounds) }
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]

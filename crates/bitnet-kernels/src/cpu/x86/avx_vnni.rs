@@ -14,6 +14,11 @@ impl TileKernel for AvxVnni {
         // SAFETY: the token exists, so this CPU has the instructions.
         unsafe { run(tile, out) }
     }
+
+    fn spin(self, rounds: usize) -> usize {
+        // SAFETY: as above.
+        unsafe { spin(rounds) }
+    }
 }
 
 /// Defines the kernels on a `dpbusd`, so that tests can run them on the AVX-512 encoding of the same instruction.
@@ -64,6 +69,11 @@ impl TileKernel for Evex256 {
     fn run(self, tile: &Tile<'_>, out: Out<'_>) {
         // SAFETY: the token exists, so this CPU has AVX-512 VL and VNNI.
         unsafe { evex::run(tile, out) }
+    }
+
+    fn spin(self, rounds: usize) -> usize {
+        // SAFETY: as above.
+        unsafe { evex::spin(rounds) }
     }
 }
 

@@ -98,5 +98,20 @@ macro_rules! maddubs_kernels {
                 }
             }
         }
+
+        /// Runs nothing but `pmaddubsw` and the addition that must follow; see `Isa::spin`.
+        #[target_feature(enable = $features)]
+        fn spin(rounds: usize) -> usize {
+            let (mut acc, mut products) = ([zero(); 6], [splat([1; 4]); 6]);
+            let operand = splat(std::hint::black_box([1, 2, 3, 4]));
+            for _ in 0..rounds {
+                for i in 0..acc.len() {
+                    acc[i] = add16(acc[i], products[i]);
+                    products[i] = maddubs(products[i], operand);
+                }
+            }
+            std::hint::black_box(acc);
+            rounds * acc.len() * size_of::<V>()
+        }
     };
 }

@@ -12,6 +12,11 @@ impl TileKernel for Sse41 {
         // SAFETY: the token exists, so this CPU has the instructions.
         unsafe { run(tile, out) }
     }
+
+    fn spin(self, rounds: usize) -> usize {
+        // SAFETY: as above.
+        unsafe { spin(rounds) }
+    }
 }
 
 #[target_feature(enable = "ssse3,sse4.1")]

@@ -22,8 +22,8 @@ macro_rules! vnni_kernels {
                 tokens[t] = &x.blocks(t)[..strips[0].blocks.len()];
             }
             for b in 0..strips[0].blocks.len() {
-                prefetch(strips[0].blocks, b);
                 for v in 0..V {
+                    prefetch(strips[v].blocks, b);
                     let codes = load(&strips[v].blocks[b], strips[v].part);
                     for j in 0..4 {
                         let field = and(codes, masks[j]);
@@ -83,6 +83,20 @@ macro_rules! vnni_kernels {
                     store(out.lanes(t, strips[v].row), sub32(acc[v][t], splat32(sums[t])));
                 }
             }
+        }
+
+        /// Runs nothing but `vpdpbusd`, sixteen independent ones a round; see `Isa::spin`.
+        #[target_feature(enable = $features)]
+        pub(super) fn spin(rounds: usize) -> usize {
+            let mut acc = [zero(); 16];
+            let operand = splat(std::hint::black_box([1, 2, 3, 4]));
+            for _ in 0..rounds {
+                for i in 0..acc.len() {
+                    acc[i] = dpbusd(acc[i], operand, operand);
+                }
+            }
+            std::hint::black_box(acc);
+            rounds * acc.len() * size_of::<V>()
         }
     };
 }

@@ -96,7 +96,7 @@ fn read_entries(reader: &mut Reader<'_>, count: u64) -> Result<Vec<Entry>, LoadE
 }
 
 fn read_entry(reader: &mut Reader<'_>, index: u64) -> Result<Entry, LoadError> {
-    let name = reader.string(&format!("the name of tensor {index}"))?;
+    let name = reader.name(&format!("the name of tensor {index}"))?;
     let what = |part: &str| format!("the {part} of tensor `{name}`");
     let rank = reader.u32(&what("rank"))?;
     if !(1..=4).contains(&rank) {

@@ -105,6 +105,20 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A key or a tensor's name. They appear in messages, so they must not steer a terminal.
+    pub fn name(&mut self, what: &str) -> Result<String, LoadError> {
+        const LONGEST: usize = 65535;
+        let name = self.string(what)?;
+        if name.len() > LONGEST {
+            let expected = format!("at most {LONGEST} bytes");
+            return Err(self.malformed(what, format!("{} bytes long", name.len()), expected));
+        }
+        if name.chars().any(char::is_control) {
+            return Err(self.malformed(what, "one with control characters", "a printable name"));
+        }
+        Ok(name)
+    }
+
     pub fn magic_and_version(&mut self) -> Result<(), LoadError> {
         let magic: [u8; 4] = self.array("the GGUF header")?;
         if &magic != b"GGUF" {
@@ -138,17 +152,18 @@ impl<'a> Reader<'a> {
     pub fn metadata(&mut self, pairs: u64) -> Result<Metadata, LoadError> {
         let mut all = BTreeMap::new();
         for index in 0..pairs {
-            let key = self.string(&format!("metadata key {index}"))?;
+            let key = self.name(&format!("metadata key {index}"))?;
             let what = format!("the value of `{key}`");
             let type_id = self.u32(&what)?;
             let value = self.value(type_id, &what)?;
-            if all.insert(key, value).is_some() {
+            if all.contains_key(&key) {
                 return Err(self.malformed(
                     format!("metadata key {index}"),
-                    "the same as an earlier one",
+                    format!("`{key}`, which an earlier pair has"),
                     "a key of its own",
                 ));
             }
+            all.insert(key, value);
         }
         Ok(Metadata(all))
     }

@@ -58,7 +58,7 @@ pub struct Extent {
 /// Why a tensor's type is not read.
 pub enum Refusal {
     /// A type by its name, and the reason.
-    Type(String, &'static str),
+    Type(String, Why),
     /// A shape that does not make whole blocks.
     Blocks { encoding: Encoding, cols: u64, block: u64 },
 }
@@ -89,11 +89,40 @@ pub fn extent(type_id: u32, dims: &[u64], room: u64, alignment: u64) -> Result<E
     Ok(Extent { encoding, bytes: elements / block * block_bytes })
 }
 
+/// Why a type is not read, and what to do about it.
+#[derive(Clone, Copy)]
+pub struct Why {
+    reason: &'static str,
+    help: &'static str,
+}
+
+const TILES: Why = Why {
+    reason: "its tiles depend on the kernel settings of the build that wrote it, which the file does not record",
+    help: "convert the original checkpoint to I2_S",
+};
+const GROUPS: Why = Why {
+    reason: "these weights come in groups with a scale each and belong to models that the engine does not run",
+    help: "run this model with llama.cpp or PrismML's fork of it",
+};
+const NOT_READ: Why = Why {
+    reason: "neither ternary nor one of the types read for embedding and head",
+    help: "convert the model again, the embedding and head to F16, Q8_0 or Q6_K, everything else to I2_S, TQ1_0 or TQ2_0",
+};
+const IK: Why = Why {
+    reason: "only ik_llama.cpp writes and reads it",
+    help: "take the I2_S file that it was made from",
+};
+const SHARED: Why = Why {
+    reason: "the number is used for both, and the size is that of neither",
+    help: "the file is damaged or of an unknown fork: fetch it again, or convert the model to I2_S",
+};
+const UNKNOWN: Why = Why {
+    reason: "no such type is known",
+    help: "the file is damaged or newer than this program: fetch it again, or convert the model to I2_S",
+};
+
 /// What is known about the types that are not read. Forks have given one number to several, which only sizes tell apart.
 fn refusal(type_id: u32, dims: &[u64], room: u64, alignment: u64) -> Refusal {
-    const NO_TL: &str = "its tiles depend on the kernel settings of the build that wrote it, which the file does not record";
-    const NO_FLOAT_GROUPS: &str = "these weights come in groups with a scale each and belong to models that the engine does not run";
-    const DENSE: &str = "neither ternary nor one of the types read for embedding and head";
     let elements = dims.iter().product::<u64>();
     let fits = |block: u64, bytes: u64| {
         elements.is_multiple_of(block)
@@ -101,41 +130,35 @@ fn refusal(type_id: u32, dims: &[u64], room: u64, alignment: u64) -> Refusal {
                 bytes.next_multiple_of(alignment) == room.next_multiple_of(alignment)
             })
     };
-    let (name, reason) = match type_id {
-        38 => ("TL1 (type 38)", NO_TL),
-        39 if fits(32, 17) => ("MXFP4 (type 39, told from TL2 by its size)", DENSE),
+    let (name, why) = match type_id {
+        38 => ("TL1 (type 38)", TILES),
+        39 if fits(32, 17) => ("MXFP4 (type 39, told from TL2 by its size)", NOT_READ),
         39 if tl2_bytes(dims) == Some(room) => {
-            ("TL2 (type 39, told from MXFP4 by its size)", NO_TL)
+            ("TL2 (type 39, told from MXFP4 by its size)", TILES)
         }
-        39 => ("type 39 of neither MXFP4's nor TL2's size", "the number is used for both"),
+        39 => ("MXFP4 or TL2 (type 39)", SHARED),
         42 if fits(128, 34) => {
-            ("PQ2_0 under its old number (type 42, told from Q2_0 by its size)", NO_FLOAT_GROUPS)
+            ("PQ2_0 under its old number (type 42, told from Q2_0 by its size)", GROUPS)
         }
-        42 => ("Q2_0 (type 42)", NO_FLOAT_GROUPS),
-        41 => ("Q1_0 (type 41)", NO_FLOAT_GROUPS),
-        142 => ("PQ2_0 (type 142)", NO_FLOAT_GROUPS),
-        143 => ("PTQ1_0 (type 143)", NO_FLOAT_GROUPS),
-        37 => ("I8_S (type 37)", DENSE),
-        40 => ("NVFP4 (type 40)", DENSE),
-        134 => (
-            "IQ1_BN (type 134)",
-            "only ik_llama.cpp writes it; take the I2_S file that it was made from",
-        ),
-        135 => (
-            "IQ2_BN (type 135)",
-            "only ik_llama.cpp writes it; take the I2_S file that it was made from",
-        ),
-        3 => ("Q4_1 (type 3)", DENSE),
-        7 => ("Q5_1 (type 7)", DENSE),
-        9 => ("Q8_1 (type 9)", DENSE),
-        10 => ("Q2_K (type 10)", DENSE),
-        11 => ("Q3_K (type 11)", DENSE),
-        15 => ("Q8_K (type 15)", DENSE),
-        16..=23 | 29 => ("an IQ type", DENSE),
-        24..=28 => ("a plain integer or f64 type", DENSE),
-        _ => return Refusal::Type(format!("type {type_id}"), "no such type is known"),
+        42 => ("Q2_0 (type 42)", GROUPS),
+        41 => ("Q1_0 (type 41)", GROUPS),
+        142 => ("PQ2_0 (type 142)", GROUPS),
+        143 => ("PTQ1_0 (type 143)", GROUPS),
+        37 => ("I8_S (type 37)", NOT_READ),
+        40 => ("NVFP4 (type 40)", NOT_READ),
+        134 => ("IQ1_BN (type 134)", IK),
+        135 => ("IQ2_BN (type 135)", IK),
+        3 => ("Q4_1 (type 3)", NOT_READ),
+        7 => ("Q5_1 (type 7)", NOT_READ),
+        9 => ("Q8_1 (type 9)", NOT_READ),
+        10 => ("Q2_K (type 10)", NOT_READ),
+        11 => ("Q3_K (type 11)", NOT_READ),
+        15 => ("Q8_K (type 15)", NOT_READ),
+        16..=23 | 29 => ("an IQ type", NOT_READ),
+        24..=28 => ("a plain integer or f64 type", NOT_READ),
+        _ => return Refusal::Type(format!("type {type_id}"), UNKNOWN),
     };
-    Refusal::Type(name.to_owned(), reason)
+    Refusal::Type(name.to_owned(), why)
 }
 
 /// Bytes of a TL2 tensor, which has no fixed block; the last `K mod 256 + 256`-ish columns are stored in pairs.
@@ -149,12 +172,11 @@ fn tl2_bytes(dims: &[u64]) -> Option<u64> {
 impl Refusal {
     pub fn into_error(self, path: &Path, tensor: &str) -> LoadError {
         match self {
-            Self::Type(name, reason) => LoadError::Unsupported {
+            Self::Type(name, Why { reason, help }) => LoadError::Unsupported {
                 path: path.into(),
                 what: format!("tensor `{tensor}` in {name}"),
                 reason: reason.into(),
-                help: "convert the model to I2_S, TQ2_0 or TQ1_0, or take its safetensors files"
-                    .into(),
+                help: help.into(),
             },
             Self::Blocks { encoding, cols, block } => LoadError::Malformed {
                 path: path.into(),

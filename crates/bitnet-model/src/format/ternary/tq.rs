@@ -1,7 +1,7 @@
 //! TQ1_0 and TQ2_0, ggml's ternary blocks of 256 weights with an f16 scale at the end of each.
 //!
 //! TQ2_0, 66 bytes: weight `128·h + 32·l + m` in bits `2·l` of byte `32·h + m`.
-//! TQ1_0, 54 bytes: five base-3 digits to a byte, see [`digit`]. 32 bytes hold weights `32·k + m`, 16 bytes weights
+//! TQ1_0, 54 bytes: five base-3 digits to a byte, of the number `n` as `ceil(n · 256 / 243)`. 32 bytes hold weights `32·k + m`, 16 bytes weights
 //! `160 + 16·k + m`, and 4 bytes of four digits weights `240 + 4·k + m`, where `k` is the digit and `m` the byte.
 
 use bitnet_kernels::ternary::{

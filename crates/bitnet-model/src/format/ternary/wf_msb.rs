@@ -2,7 +2,9 @@
 //!
 //! Weight `4·c + i` of a row lies in bits `6 - 2·i` of its byte `c`; the scale is a tensor of its own.
 
-use bitnet_kernels::ternary::{CODES_PER_WORD, TernaryMatrix, WeightScale, codes_from_word};
+use bitnet_kernels::ternary::{
+    CODES_PER_WORD, TernaryMatrix, WeightScale, codes_from_word, words_per_row,
+};
 
 use super::{TernaryError, check_bytes};
 
@@ -36,28 +38,34 @@ pub fn decode(
 ) -> Result<TernaryMatrix, TernaryError> {
     check_cols(cols)?;
     check_bytes(rows, cols, data.len(), |weights| Some(weights / 4))?;
-    let word = |bytes: &[u8]| {
-        let codes = bytes.iter().map(|&byte| CODES_OF_BYTE[usize::from(byte)]);
-        codes.enumerate().fold(0, |word, (j, codes)| word | codes << (2 * j))
-    };
-    let words = data
-        .chunks((cols / 4).max(1))
-        .flat_map(|row| row.chunks(CODES_PER_WORD / 4).map(word))
-        .collect();
+    let mut words = Vec::with_capacity(rows * words_per_row(cols));
+    for row in data.chunks((cols / 4).max(1)) {
+        let (whole, rest) = row.as_chunks::<{ CODES_PER_WORD / 4 }>();
+        words.extend(whole.iter().map(|bytes| word(bytes)));
+        if !rest.is_empty() {
+            words.push(word(rest));
+        }
+    }
     Ok(TernaryMatrix::new(rows, cols, words, WeightScale::Tensor(scale))?)
+}
+
+/// The neutral word of up to four bytes.
+fn word(bytes: &[u8]) -> u32 {
+    let codes = bytes.iter().map(|&byte| CODES_OF_BYTE[usize::from(byte)]);
+    codes.enumerate().fold(0, |word, (j, codes)| word | codes << (2 * j))
 }
 
 /// Packs the codes; the scale is left to the caller.
 pub fn encode(matrix: &TernaryMatrix) -> Result<Vec<u8>, TernaryError> {
     check_cols(matrix.cols())?;
-    let byte = |codes: &[u8]| codes.iter().fold(0, |byte, &code| byte << 2 | code);
+    let byte = |codes: &[u8; 4]| codes.iter().fold(0, |byte, &code| byte << 2 | code);
     let mut data = Vec::with_capacity(matrix.rows() * matrix.cols() / 4);
     for row in 0..matrix.rows() {
-        let words = matrix.row(row).iter();
-        let bytes = words.flat_map(|&word| {
-            codes_from_word(word).as_chunks::<4>().0.iter().map(|c| byte(c)).collect::<Vec<_>>()
-        });
-        data.extend(bytes.take(matrix.cols() / 4));
+        let end = data.len() + matrix.cols() / 4;
+        for &word in matrix.row(row) {
+            data.extend(codes_from_word(word).as_chunks().0.iter().map(byte));
+        }
+        data.truncate(end);
     }
     Ok(data)
 }

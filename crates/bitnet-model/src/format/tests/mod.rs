@@ -1,11 +1,23 @@
 //! Whole files: the golden models in every format, and what happens when they are damaged.
 
+mod gguf_damage;
+mod gguf_parts;
+mod gguf_variants;
 mod golden;
+mod hugging_face;
+mod hugging_face_damage;
+mod seeds;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use bitnet_kernels::dense;
 use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use crate::error::LoadError;
 
 use super::{Checkpoint, Encoding, OpenOptions, Tensor, safetensors, source::Source};
 
@@ -57,4 +69,88 @@ impl Arrays {
         dense::dequantize(dtype, data, &mut values);
         values
     }
+}
+
+/// A Hugging Face checkpoint in parts, all of which may be given any value.
+pub struct HuggingFace {
+    pub config: Map<String, Value>,
+    pub tensors: Map<String, Value>,
+    pub data: Vec<u8>,
+}
+
+impl HuggingFace {
+    /// One of the golden models.
+    pub fn golden(name: &str) -> Self {
+        let read = |file| std::fs::read(testdata(&format!("golden/{name}/{file}"))).unwrap();
+        let file = read("model.safetensors");
+        let (len, rest) = file.split_at(8);
+        let (table, data) = rest.split_at(u64::from_le_bytes(len.try_into().unwrap()) as usize);
+        Self {
+            config: serde_json::from_slice(&read("config.json")).unwrap(),
+            tensors: serde_json::from_slice(table).unwrap(),
+            data: data.to_vec(),
+        }
+    }
+
+    /// The file with this text as its table.
+    pub fn weights_with(&self, table: &[u8]) -> Vec<u8> {
+        [&(table.len() as u64).to_le_bytes(), table, &self.data].concat()
+    }
+
+    pub fn weights(&self) -> Vec<u8> {
+        self.weights_with(&serde_json::to_vec(&self.tensors).unwrap())
+    }
+
+    pub fn config_text(&self) -> Vec<u8> {
+        serde_json::to_vec(&self.config).unwrap()
+    }
+
+    /// Opens it and reads everything.
+    pub fn load_with(&self, options: &OpenOptions) -> Result<Checkpoint, LoadError> {
+        load_parts(&self.config_text(), self.weights(), options)
+    }
+
+    pub fn rename(&mut self, from: &str, to: &str) {
+        let entry = self.tensors.remove(from).unwrap();
+        self.tensors.insert(to.into(), entry);
+    }
+
+    pub fn bytes(&self, name: &str) -> &[u8] {
+        &self.data[self.range(name)]
+    }
+
+    pub fn bytes_mut(&mut self, name: &str) -> &mut [u8] {
+        let range = self.range(name);
+        &mut self.data[range]
+    }
+
+    fn range(&self, name: &str) -> std::ops::Range<usize> {
+        let offset = |i: usize| self.tensors[name]["data_offsets"][i].as_u64().unwrap() as usize;
+        offset(0)..offset(1)
+    }
+
+    /// Gives a tensor another type and shape, and bytes at the end. What it had before becomes a tensor that is ignored.
+    pub fn replace(&mut self, name: &str, dtype: &str, shape: &[usize], bytes: &[u8]) {
+        if let Some(mut old) = self.tensors.remove(name) {
+            let range = &old["data_offsets"];
+            let len = range[1].as_u64().unwrap() - range[0].as_u64().unwrap();
+            (old["dtype"], old["shape"]) = ("U8".into(), vec![len].into());
+            self.tensors.insert(format!("{name}.rotary_emb.inv_freq"), old);
+        }
+        let offsets = [self.data.len(), self.data.len() + bytes.len()];
+        self.data.extend(bytes);
+        let entry = serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": offsets });
+        self.tensors.insert(name.into(), entry);
+    }
+}
+
+/// Opens a checkpoint in memory and reads everything.
+pub fn load_parts(
+    config: &[u8],
+    weights: Vec<u8>,
+    options: &OpenOptions,
+) -> Result<Checkpoint, LoadError> {
+    let checkpoint = Checkpoint::from_safetensors(Path::new("m"), config, weights.into(), options)?;
+    checkpoint.verify()?;
+    Ok(checkpoint)
 }

@@ -1,0 +1,263 @@
+//! What can be written on the command line. Doc comments are the help; groups that several subcommands share are here.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use bitnet::{
+    Device, GenerationConfig, HiddenAct, I2sLayout, KvType, ModelConfig, PackedLayout,
+    SamplingStrategy,
+};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Parser, ValueEnum};
+
+use crate::cmd::Command;
+use crate::console::ConsoleArgs;
+use crate::threads;
+
+/// Run BitNet b1.58 (ternary) language models
+#[derive(Parser)]
+#[command(name = "bitnet-cli", version, propagate_version = true, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 fine, 1 failed while running, 2 bad input, 130 interrupted, 101 a bug."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub console: ConsoleArgs,
+}
+
+/// Which model, and how it runs
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// A GGUF file, a model directory, or hf:OWNER/NAME [default: the built-in demo]
+    #[arg(short, long, env = "BITNET_MODEL", hide_env_values = true, value_name = "MODEL")]
+    #[arg(value_parser = ModelSource::parser())]
+    pub model: Option<ModelSource>,
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+    /// Longest text in tokens, prompt and answer together [default: the model's]
+    #[arg(short, long, value_name = "TOKENS", allow_negative_numbers = true, help_heading = MODEL)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub ctx_size: Option<u32>,
+    /// How keys and values are kept
+    #[arg(long, value_name = "TYPE", default_value = "f16", help_heading = MODEL)]
+    kv_dtype: KvDtype,
+    /// SIMD level to use instead of the best one; `info` lists them
+    #[arg(long, value_name = "LEVEL", help_heading = MODEL)]
+    simd_level: Option<String>,
+    /// Where to compute: auto or cpu
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = MODEL)]
+    device: Device,
+    /// Read files instead of mapping them into memory
+    #[arg(long, help_heading = MODEL)]
+    no_mmap: bool,
+    /// Byte order of I2_S tensors; `block64` for files quantized on ARM by bitnet.cpp of 2025
+    #[arg(long, value_name = "LAYOUT", default_value = "block128", help_heading = MODEL)]
+    i2s_layout: I2sArg,
+    /// Byte order of packed tensors in safetensors
+    #[arg(long, value_name = "LAYOUT", default_value = "hf-rows", help_heading = MODEL)]
+    packed_layout: PackedArg,
+    /// Activation function, where the model's files name the wrong one
+    #[arg(long, value_name = "NAME", help_heading = MODEL)]
+    activation: Option<ActivationArg>,
+}
+
+const MODEL: &str = "Model";
+
+/// `-t` alone, for subcommands that load no model.
+#[derive(clap::Args)]
+pub struct ThreadArgs {
+    /// Compute threads; 0: as BITNET_THREADS, RAYON_NUM_THREADS or OMP_NUM_THREADS say, else one for each physical core
+    #[arg(short, long, value_name = "N", default_value = "0", hide_default_value = true)]
+    #[arg(allow_negative_numbers = true, value_parser = threads::parse)]
+    pub threads: usize,
+}
+
+impl ModelArgs {
+    /// As the library wants it, but for the number of threads.
+    pub fn config(&self) -> ModelConfig {
+        ModelConfig {
+            device: self.device,
+            simd_level: self.simd_level.clone(),
+            use_mmap: !self.no_mmap,
+            max_seq_len: self.ctx_size.map_or(0, |tokens| tokens as usize),
+            kv_dtype: match self.kv_dtype {
+                KvDtype::F32 => KvType::F32,
+                KvDtype::F16 => KvType::F16,
+            },
+            i2s_layout: match self.i2s_layout {
+                I2sArg::Block128 => I2sLayout::Block128,
+                I2sArg::Block64 => I2sLayout::Block64,
+            },
+            packed_layout: match self.packed_layout {
+                PackedArg::HfRows => PackedLayout::HfRows,
+                PackedArg::WfMsb => PackedLayout::WfMsb,
+            },
+            hidden_act: self.activation.as_ref().map(|name| match name {
+                ActivationArg::Relu2 => HiddenAct::Relu2,
+                ActivationArg::Silu => HiddenAct::Silu,
+            }),
+            ..ModelConfig::default()
+        }
+    }
+}
+
+/// Where a model is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    Path(PathBuf),
+    /// A repository on Hugging Face, `owner/name`.
+    Hub(String),
+}
+
+impl ModelSource {
+    /// For clap: a path need not be UTF-8.
+    pub fn parser() -> impl TypedValueParser<Value = Self> {
+        OsStringValueParser::new().try_map(Self::parse)
+    }
+
+    fn parse(text: OsString) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err(
+                "the name is empty; leave -m out (and unset BITNET_MODEL) for the built-in demo"
+                    .into(),
+            );
+        }
+        let Some(id) = text.to_str().and_then(|text| text.strip_prefix("hf:")) else {
+            return Ok(Self::Path(text.into()));
+        };
+        let good = |part: &str| {
+            !part.starts_with('.')
+                && !part.is_empty()
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        match id.split_once('/') {
+            Some((owner, name)) if good(owner) && good(name) => Ok(Self::Hub(id.to_owned())),
+            _ => Err("expected hf:OWNER/NAME, such as hf:microsoft/bitnet-b1.58-2B-4T".into()),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KvDtype {
+    F32,
+    F16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum I2sArg {
+    Block128,
+    Block64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PackedArg {
+    /// `[rows / 4, cols]`, as Hugging Face's models have it
+    HfRows,
+    /// `[rows, cols / 4]`, first weight on top
+    WfMsb,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ActivationArg {
+    Silu,
+    Relu2,
+}
+
+/// How tokens are chosen
+#[derive(clap::Args, Clone, Debug)]
+pub struct SamplingArgs {
+    /// Most tokens to generate
+    #[arg(
+        short = 'n',
+        long,
+        alias = "n-predict",
+        value_name = "TOKENS",
+        allow_negative_numbers = true,
+        default_value_t = 128
+    )]
+    pub max_tokens: usize,
+    /// How freely to choose; 0 always takes the likeliest token
+    #[arg(long, alias = "temp", value_name = "T", allow_negative_numbers = true, default_value_t = 0.8, help_heading = SAMPLING)]
+    pub temperature: f32,
+    /// Choose among the K likeliest tokens; 0: all
+    #[arg(long, value_name = "K", allow_negative_numbers = true, default_value_t = 40, help_heading = SAMPLING)]
+    pub top_k: usize,
+    /// Choose among the likeliest tokens that together have this probability; 1: all
+    #[arg(long, value_name = "P", allow_negative_numbers = true, default_value_t = 0.95, help_heading = SAMPLING)]
+    pub top_p: f32,
+    /// Choose among tokens at least P times as likely as the likeliest; 0: all
+    #[arg(long, value_name = "P", allow_negative_numbers = true, default_value_t = 0.05, help_heading = SAMPLING)]
+    pub min_p: f32,
+    /// Make tokens that occurred lately less likely; 1: off
+    #[arg(long, value_name = "X", allow_negative_numbers = true, default_value_t = 1.0, help_heading = SAMPLING)]
+    pub repeat_penalty: f32,
+    /// How many tokens count as lately
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 64, help_heading = SAMPLING)]
+    pub repeat_last_n: usize,
+    /// Make tokens of the answer less likely, -2 to 2
+    #[arg(long, value_name = "X", allow_negative_numbers = true, default_value_t = 0.0, help_heading = SAMPLING)]
+    pub presence_penalty: f32,
+    /// The same for each time they occurred, -2 to 2
+    #[arg(long, value_name = "X", allow_negative_numbers = true, default_value_t = 0.0, help_heading = SAMPLING)]
+    pub frequency_penalty: f32,
+    /// Same seed, same answer [default: another one each time]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = SAMPLING)]
+    pub seed: Option<u64>,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT", help_heading = SAMPLING, allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// Go on after the model's end of text
+    #[arg(long, help_heading = SAMPLING)]
+    pub ignore_eos: bool,
+}
+
+const SAMPLING: &str = "Sampling";
+
+impl SamplingArgs {
+    /// As the library wants it.
+    pub fn config(&self) -> GenerationConfig {
+        GenerationConfig {
+            sampling_strategy: SamplingStrategy::of(
+                self.temperature,
+                self.top_k,
+                self.top_p,
+                self.min_p,
+            ),
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repeat_penalty,
+            repeat_last_n: self.repeat_last_n,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            seed: self.seed,
+            max_new_tokens: self.max_tokens,
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn models_are_paths_or_hub_names() {
+        let parse = |text: &str| ModelSource::parse(text.into()).ok();
+        assert_eq!(parse("a/b.gguf"), Some(ModelSource::Path("a/b.gguf".into())));
+        assert_eq!(parse("hf:o/n-1.5"), Some(ModelSource::Hub("o/n-1.5".into())));
+        for bad in ["", "hf:", "hf:o", "hf:/n", "hf:../n", "hf:o/n/x", "hf:o/a b"] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

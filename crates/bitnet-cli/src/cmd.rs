@@ -1,0 +1,34 @@
+//! The subcommands. A new one is a file here, a line in `mod`, a variant and an arm.
+
+mod chat;
+mod completions;
+mod inference;
+pub mod info;
+mod man;
+mod tokenize;
+
+use anyhow::Result;
+
+use crate::console::Console;
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    #[command(visible_alias = "run")]
+    Inference(Box<inference::InferenceArgs>),
+    Chat(Box<chat::ChatArgs>),
+    Tokenize(tokenize::TokenizeArgs),
+    Info(info::InfoArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
+}
+
+pub fn run(command: Command, console: &Console) -> Result<()> {
+    match command {
+        Command::Inference(args) => inference::run(*args, console),
+        Command::Chat(args) => chat::run(*args, console),
+        Command::Tokenize(args) => tokenize::run(&args, console),
+        Command::Info(args) => info::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
+    }
+}

@@ -1,0 +1,120 @@
+//! What goes to stderr: notes, warnings, errors, log lines; and whether it may be coloured or move.
+//!
+//! A stderr that cannot be written to (closed, full) stops nothing.
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::Result;
+use tracing_subscriber::EnvFilter;
+
+use crate::failure::Failure;
+
+/// How much is said.
+#[derive(clap::Args)]
+pub struct ConsoleArgs {
+    /// Say nothing on stderr but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output")]
+    quiet: bool,
+    /// Log what is chosen and why; twice for more (RUST_LOG overrides)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
+    verbose: u8,
+}
+
+impl ConsoleArgs {
+    pub fn open(&self) -> Console {
+        let stderr = io::stderr().is_terminal();
+        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        Console {
+            quiet: self.quiet,
+            verbose: self.verbose,
+            color: stderr && !dumb && !set("NO_COLOR"),
+            moving: stderr && !dumb && !self.quiet,
+        }
+    }
+}
+
+/// Where messages for people go.
+#[derive(Clone, Copy, Debug)]
+pub struct Console {
+    quiet: bool,
+    verbose: u8,
+    color: bool,
+    moving: bool,
+}
+
+impl Console {
+    /// Whether a progress bar can be shown.
+    pub fn has_bars(&self) -> bool {
+        self.moving
+    }
+
+    /// Something good to know.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            self.line(text, DIM);
+        }
+    }
+
+    /// What the user asked for just now, quiet or not.
+    pub fn reply(&self, text: &str) {
+        self.line(text, DIM);
+    }
+
+    /// Something that works, but not as hoped.
+    pub fn warn(&self, text: &str) {
+        if !self.quiet {
+            self.line(&format!("{} {text}", self.paint("warning:", YELLOW)), "");
+        }
+    }
+
+    /// Something that does not work, and what to try.
+    pub fn error(&self, text: &str, hint: Option<&str>) {
+        self.line(&format!("{} {text}", self.paint("error:", RED)), "");
+        if let Some(hint) = hint {
+            self.line(&format!("{} {hint}", self.paint("hint:", CYAN)), "");
+        }
+    }
+
+    fn line(&self, text: &str, style: &str) {
+        let _ = writeln!(io::stderr(), "{}", self.paint(text, style));
+    }
+
+    fn paint(&self, text: &str, style: &str) -> String {
+        if self.color && !style.is_empty() {
+            format!("{style}{text}{RESET}")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    /// Starts logging to stderr, as `RUST_LOG` says, else as `-v` does: warnings only without either.
+    pub fn install_log(&self) -> Result<()> {
+        let filter = match std::env::var("RUST_LOG") {
+            Ok(value) if !value.is_empty() => EnvFilter::try_new(&value).map_err(|error| {
+                Failure::input(format!("RUST_LOG={value} is no log filter: {error}"))
+                    .hint("use error, warn, info, debug or trace, or module=level,…")
+            })?,
+            _ => EnvFilter::new(match (self.quiet, self.verbose) {
+                (true, _) => "error",
+                (_, 0) => "warn",
+                (_, 1) => "info",
+                (_, _) => "debug",
+            }),
+        };
+        let subscriber = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(io::stderr)
+            .with_ansi(self.color)
+            .without_time()
+            .log_internal_errors(false) // they would go to the stderr that has just failed
+            .finish();
+        Ok(tracing::subscriber::set_global_default(subscriber)?)
+    }
+}
+
+const DIM: &str = "\u{1b}[2m";
+const RED: &str = "\u{1b}[1;31m";
+const YELLOW: &str = "\u{1b}[1;33m";
+const CYAN: &str = "\u{1b}[1;36m";
+const RESET: &str = "\u{1b}[0m";

@@ -1,0 +1,108 @@
+//! Opens the model that the arguments name, and shows how far it has got.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use bitnet::{BitNetModel, ModelBuilder, SimdLevel};
+use bitnet_kernels::cpu::topology::Topology;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::args::{ModelArgs, ModelSource};
+use crate::cmd::info::features;
+use crate::console::Console;
+use crate::failure::Failure;
+use crate::threads::{self, Threads};
+
+/// A model that is ready, and the threads it computes with.
+pub struct Loaded {
+    pub model: BitNetModel,
+    pub threads: Threads,
+    /// The processor's name, if it tells.
+    pub machine: Option<String>,
+}
+
+/// Loads the model.
+pub fn load(args: &ModelArgs, console: &Console) -> Result<Loaded> {
+    let topology = Topology::detect();
+    let threads = threads::decide(args.threads.threads, threads::environment, &topology)?;
+    if let Some(warning) = threads.warning(&topology) {
+        console.warn(&warning);
+    }
+    let mut config = args.config();
+    config.threads = threads.count;
+    let builder = builder(args.model.as_ref(), console)?.with_config(config);
+    let model = with_bar(builder, console)?;
+    log(&model, &threads);
+    Ok(Loaded { model, threads, machine: topology.model_name })
+}
+
+fn log(model: &BitNetModel, threads: &Threads) {
+    let info = model.info();
+    tracing::info!(model = info.name, threads = threads.count, rule = %threads.rule, "model loaded");
+    let kernel = match SimdLevel::ALL.into_iter().find(|level| level.name() == info.simd_level) {
+        Some(level) if level.vector_bits() > 0 => format!("{}-bit vectors", level.vector_bits()),
+        _ => "portable code".to_owned(),
+    };
+    let features = features().join(" ");
+    tracing::debug!(level = info.simd_level, kernel, features, "SIMD level in use");
+}
+
+fn builder(source: Option<&ModelSource>, console: &Console) -> Result<ModelBuilder> {
+    match source {
+        Some(source) => Ok(BitNetModel::from_pretrained(resolve(source)?)),
+        None => demo(console),
+    }
+}
+
+/// The local path of a model.
+pub fn resolve(source: &ModelSource) -> Result<PathBuf> {
+    match source {
+        ModelSource::Path(path) => Ok(path.clone()),
+        ModelSource::Hub(id) => {
+            Err(Failure::input(format!("hf:{id}: this program cannot download models"))
+                .hint(format!("`hf download {id}` fetches it; then give its directory to -m"))
+                .into())
+        }
+    }
+}
+
+/// The built-in model.
+#[cfg(feature = "demo-model")]
+pub fn demo(console: &Console) -> Result<ModelBuilder> {
+    console.note(
+        "using the built-in demo model, which writes children's stories; -m FILE uses another",
+    );
+    Ok(BitNetModel::demo())
+}
+
+/// There is no built-in model.
+#[cfg(not(feature = "demo-model"))]
+pub fn demo(_: &Console) -> Result<ModelBuilder> {
+    Err(Failure::input("no model given, and this program was built without the demo model")
+        .hint("give one with -m FILE or BITNET_MODEL=FILE")
+        .into())
+}
+
+fn with_bar(builder: ModelBuilder, console: &Console) -> Result<BitNetModel> {
+    if !console.has_bars() {
+        return Ok(builder.load()?);
+    }
+    let bar = Arc::new(bar());
+    let shown = Arc::clone(&bar);
+    let loaded = builder
+        .with_progress(move |progress| {
+            shown.set_length(progress.total as u64);
+            shown.set_position(progress.done as u64);
+        })
+        .load();
+    bar.finish_and_clear();
+    Ok(loaded?)
+}
+
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("loading {bar:30} {percent:>3} %")
+        .expect("the template is well-formed")
+        .progress_chars("##-");
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style)
+}

@@ -1,0 +1,81 @@
+//! What an answer took and how it ended, for people and as JSON.
+
+use bitnet::{FinishReason, GenerationConfig, KvType, Output, Stop, Timings};
+use serde_json::{Value, json};
+
+use crate::load::Loaded;
+use crate::report::{Align, Table, plural, rate, seconds};
+
+/// A table for stderr.
+pub fn table(loaded: &Loaded, timings: &Timings) -> String {
+    let mut table = Table::new(&[Align::Left, Align::Right, Align::Right, Align::Right]);
+    let (prompt, answer) = (timings.prompt_tokens, timings.generated_tokens);
+    table.row(["load", "", &seconds(loaded.model.info().load_time)]);
+    table.row(["first token", "", &seconds(timings.time_to_first_token())]);
+    let speed = rate(timings.prompt_tokens_per_second());
+    table.row(["prompt", &plural(prompt, "token"), &seconds(timings.prompt_time), &speed]);
+    let speed = rate(timings.decode_tokens_per_second());
+    table.row(["answer", &plural(answer, "token"), &seconds(timings.decode_time), &speed]);
+    table.render("")
+}
+
+/// What to know about an end that the model did not choose.
+pub fn finish_note(output: &Output, context: usize) -> Option<String> {
+    match &output.finish_reason {
+        FinishReason::Length => Some(format!(
+            "stopped after {}, the limit that -n sets",
+            plural(output.ids.len(), "token")
+        )),
+        FinishReason::Context => Some(format!("stopped: the context of {context} tokens is full")),
+        _ => None,
+    }
+}
+
+/// The result of a run as one object.
+pub fn json(loaded: &Loaded, config: &GenerationConfig, output: &Output) -> Value {
+    let (info, timings) = (loaded.model.info(), &output.timings);
+    json!({
+        "model": info.name,
+        "prompt_ids": output.prompt_ids,
+        "ids": output.ids,
+        "text": output.text,
+        "finish_reason": finish_name(&output.finish_reason),
+        "stop": stop_text(&output.finish_reason),
+        "seed": config.seed,
+        "context_length": info.context_length,
+        "kv_dtype": match info.kv_dtype {
+            KvType::F32 => "f32",
+            KvType::F16 => "f16",
+        },
+        "machine": loaded.machine,
+        "device": info.device,
+        "simd": info.simd_level,
+        "threads": { "count": loaded.threads.count, "rule": loaded.threads.rule.to_string() },
+        "timings": {
+            "load_s": info.load_time.as_secs_f64(),
+            "time_to_first_token_s": timings.time_to_first_token().as_secs_f64(),
+            "prompt_tokens": timings.prompt_tokens,
+            "prompt_s": timings.prompt_time.as_secs_f64(),
+            "prompt_tokens_per_s": timings.prompt_tokens_per_second(),
+            "generated_tokens": timings.generated_tokens,
+            "generation_s": timings.decode_time.as_secs_f64(),
+            "generation_tokens_per_s": timings.decode_tokens_per_second(),
+        },
+    })
+}
+
+fn finish_name(reason: &FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop(_) => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Context => "context",
+        FinishReason::Cancelled => "cancelled",
+    }
+}
+
+fn stop_text(reason: &FinishReason) -> Option<&str> {
+    match reason {
+        FinishReason::Stop(Stop::Text(text)) => Some(text),
+        _ => None,
+    }
+}

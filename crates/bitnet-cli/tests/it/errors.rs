@@ -1,0 +1,147 @@
+use crate::{program, run, run_with_stdin, testdata};
+
+/// Arguments that cannot work: exit code 2, nothing on stdout, and a message with each of these parts.
+#[track_caller]
+fn check(args: &[&str], parts: &[&str]) {
+    let end = run(args.iter().copied());
+    assert_eq!((end.code, end.stdout.as_str()), (Some(2), ""), "{args:?}: {}", end.stderr);
+    for part in parts {
+        assert!(end.stderr.contains(part), "{args:?} should say `{part}`:\n{}", end.stderr);
+    }
+    assert!(
+        !end.stderr.contains("panicked") && !end.stderr.contains("this is a bug"),
+        "{}",
+        end.stderr
+    );
+}
+
+#[test]
+fn flags_that_cannot_be_are_refused_with_the_reason() {
+    let table: [(&[&str], &[&str]); 17] = [
+        (&[], &["Usage"]),
+        (&["fly"], &["unrecognized subcommand", "fly"]),
+        (&["run", "-t", "-1", "-p", "x"], &["-1", "--threads", "0 (automatic) to 1024"]),
+        (&["run", "-t", "lots", "-p", "x"], &["lots", "--threads"]),
+        (&["run", "-t", "1025", "-p", "x"], &["1025", "--threads"]),
+        (&["run", "-p", "x", "--temperature", "-1"], &["temperature", "-1"]),
+        (
+            &["run", "-p", "x", "--top-p", "1.5"],
+            &["top_p", "1.5", "up to 1", "hint: --top-p sets it"],
+        ),
+        (&["run", "-p", "x", "--temperature", "nan"], &["temperature", "NaN"]),
+        (&["run", "-p", "x", "-n", "-3"], &["-3", "--max-tokens"]),
+        (&["run", "-p", "x", "-n", "0"], &["-n 0", "--logits"]),
+        (&["run", "-p", "x", "-c", "0"], &["0", "--ctx-size"]),
+        (
+            &["run", "-p", "x", "-c", "100000"],
+            &["max_seq_len", "100000", "512", "hint: -c/--ctx-size"],
+        ),
+        (&["run", "-p", "x", "--device", "cuda:0"], &["cuda:0", "hint:"]),
+        (&["run", "-p", "x", "--device", "tpu"], &["tpu", "auto"]),
+        (&["run", "-p", "x", "--simd-level", "mmx"], &["mmx", "avx2", "hint: available here"]),
+        (&["run", "-p", "x", "--kv-dtype", "f8"], &["f8", "f16"]),
+        (&["run", "-p", "x", "--stop", ""], &["stop", "at least one character"]),
+    ];
+    table.iter().for_each(|(args, parts)| check(args, parts));
+}
+
+#[test]
+fn options_that_contradict_each_other_are_refused_with_the_reason() {
+    let table: [(&[&str], &[&str]); 9] = [
+        (&["-p", "x", "--token-ids", "1"], &["--prompt with --token-ids", "both give the prompt"]),
+        (&["-p", "x", "-f", "y"], &["--prompt with --file", "both give the prompt"]),
+        (&["--chat", "--token-ids", "1"], &["--chat with --token-ids", "complete prompt"]),
+        (&["-p", "x", "--system", "y"], &["--system without --chat", "no roles"]),
+        (&["-p", "x", "--json", "--logits", "f", "-n", "0"], &["--json with -n 0", "no answer"]),
+        (&["-cnv", "--json"], &["--json with --conversation", "many"]),
+        (&["-cnv", "--logits", "f"], &["--logits with --conversation", "many"]),
+        (&["-cnv", "-f", "y"], &["--file with --conversation", "stdin"]),
+        (&["-p", "x", "-q", "-v"], &["--quiet", "--verbose", "cannot be used with"]),
+    ];
+    for (args, parts) in table {
+        check(&[&["run"], args].concat(), parts);
+    }
+}
+
+#[test]
+fn prompts_that_cannot_be_are_refused() {
+    check(&["run"], &["no prompt", "hint: give one with -p TEXT"]);
+    check(&["run", "-f", "/no/such/file"], &["/no/such/file: cannot be read"]);
+    check(&["run", "-f", "."], &[".: is a directory, expected a text file"]);
+    check(&["run", "--token-ids", "1,x"], &["x", "--token-ids"]);
+    check(&["run", "--token-ids", "4096"], &["4096", "vocabulary"]);
+    let long = "dog ".repeat(600);
+    check(&["run", "-p", &long], &["tokens", "512", "hint: "]);
+    let garbled = run_with_stdin(["run"], b"abc\xff");
+    assert_eq!(garbled.code, Some(2));
+    assert!(
+        garbled.stderr.contains("stdin: not UTF-8 text: the byte at offset 3"),
+        "{}",
+        garbled.stderr
+    );
+}
+
+#[test]
+fn models_that_cannot_be_are_refused() {
+    check(
+        &["run", "-p", "x", "-m", "/no/such/model.gguf"],
+        &["/no/such/model.gguf", "cannot be read", "hint:"],
+    );
+    check(&["run", "-p", "x", "-m", ""], &["--model", "the name is empty"]);
+    check(&["run", "-p", "x", "-m", "hf:nothing"], &["hf:OWNER/NAME"]);
+    let text = testdata("README.md");
+    check(&["run", "-p", "x", "-m", text.to_str().unwrap()], &["README.md", "hint:"]);
+    let folder = testdata("");
+    check(&["chat", "-m", folder.to_str().unwrap()], &["testdata", "hint:"]);
+    let end = program().args(["run", "-p", "x"]).env("BITNET_MODEL", "/no/such").output().unwrap();
+    assert_eq!(end.status.code(), Some(2));
+    assert!(String::from_utf8(end.stderr).unwrap().contains("/no/such"));
+}
+
+#[test]
+fn bad_variables_are_named_with_their_value() {
+    for (name, value) in [
+        ("BITNET_THREADS", "many"),
+        ("RAYON_NUM_THREADS", "-2"),
+        ("OMP_NUM_THREADS", "1e3"),
+        ("RUST_LOG", "a=b=c"),
+    ] {
+        let end = program().args(["run", "-p", "x"]).env(name, value).output().unwrap();
+        let stderr = String::from_utf8(end.stderr).unwrap();
+        assert_eq!(end.status.code(), Some(2), "{stderr}");
+        assert!(
+            stderr.contains(&format!("{name}={value}")) && stderr.contains("hint:"),
+            "{stderr}"
+        );
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_a_failure() {
+    let end = run(["run", "-p", "x", "-n", "0", "--logits", "/no/such/folder/logits.safetensors"]);
+    assert_eq!(end.code, Some(1));
+    assert!(
+        end.stderr.contains("/no/such/folder/logits.safetensors: cannot be written"),
+        "{}",
+        end.stderr
+    );
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_a_failure_and_no_panic() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let end = program().args(["info"]).stdout(full).output().unwrap();
+    let stderr = String::from_utf8(end.stderr).unwrap();
+    assert_eq!(end.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("No space left"), "{stderr}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn messages_that_nobody_can_read_stop_nothing() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let end = program().args(["run", "-p", "Once", "-n", "3", "-v"]).stderr(full).output().unwrap();
+    assert_eq!(end.status.code(), Some(0));
+    assert!(!end.stdout.is_empty());
+}

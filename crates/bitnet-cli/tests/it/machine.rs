@@ -1,0 +1,138 @@
+use std::process::Command;
+
+use crate::{Run, program, run};
+
+/// `info --json` under these variables.
+fn threads(env: &[(&str, &str)], args: &[&str]) -> serde_json::Value {
+    let mut command = program();
+    command.args(["info", "--json"]).args(args).envs(env.iter().copied());
+    let json = Run::from(command.output().unwrap()).json();
+    json["threads"].clone()
+}
+
+#[track_caller]
+fn check_threads(env: &[(&str, &str)], args: &[&str], count: usize, rule: &str) {
+    let threads = threads(env, args);
+    assert_eq!(threads["count"], count);
+    assert!(threads["rule"].as_str().unwrap().starts_with(rule), "{threads}");
+}
+
+#[test]
+fn the_flag_then_the_variables_then_the_machine_set_the_threads() {
+    let env = [("BITNET_THREADS", "3"), ("RAYON_NUM_THREADS", "4"), ("OMP_NUM_THREADS", "5")];
+    check_threads(&env, &["-t", "2"], 2, "-t/--threads");
+    check_threads(&env, &[], 3, "environment variable BITNET_THREADS");
+    check_threads(&env, &["-t", "0"], 3, "environment variable BITNET_THREADS");
+    check_threads(&env[1..], &[], 4, "environment variable RAYON_NUM_THREADS");
+    check_threads(&env[2..], &[], 5, "environment variable OMP_NUM_THREADS");
+    let automatic = threads(&[], &[]);
+    assert!(automatic["rule"].as_str().unwrap().starts_with("automatic: "), "{automatic}");
+    let most = std::thread::available_parallelism().unwrap().get() as u64;
+    assert!((1..=most).contains(&automatic["count"].as_u64().unwrap()), "{automatic}");
+}
+
+#[test]
+fn variables_of_other_libraries_are_listed_as_ignored() {
+    let mut command = program();
+    command.arg("info").envs([("MKL_NUM_THREADS", "4"), ("OPENBLAS_NUM_THREADS", "8")]);
+    let text = Run::from(command.output().unwrap()).text();
+    assert!(text.contains("MKL_NUM_THREADS=4: no MKL"), "{text}");
+    assert!(text.contains("OPENBLAS_NUM_THREADS=8: no OpenBLAS"), "{text}");
+    assert!(!run(["info"]).text().contains("ignored"));
+}
+
+#[test]
+fn more_threads_than_processors_are_used_with_a_warning() {
+    let most = std::thread::available_parallelism().unwrap().get() + 1;
+    let end = run(["run", "-p", "Once", "-n", "2", "-t", &most.to_string()]);
+    let warning = format!("warning: {most} threads (-t/--threads) on ");
+    assert!(end.stderr.contains(&warning), "{}", end.stderr);
+    assert_eq!(end.code, Some(0));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn exactly_as_many_threads_compute_as_asked_for() {
+    use std::io::Read;
+    for (args, env, expected) in
+        [(&["-t", "3"][..], None, 3), (&[], Some("2"), 2), (&["-t", "1"], Some("2"), 1)]
+    {
+        let mut command = program();
+        command.args(["run", "-p", "Once", "-n", "400", "--ignore-eos", "-q"]).args(args);
+        command.envs(env.map(|count| ("OMP_NUM_THREADS", count)));
+        let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap(); // it computes
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+        let names =
+            tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        let compute =
+            names.filter(|name| name.starts_with("bitnet-") && name.trim() != "bitnet-cli").count();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(compute, expected, "{args:?} {env:?}");
+    }
+}
+
+#[test]
+fn an_empty_environment_is_enough() {
+    for args in [&["run", "-p", "Once", "-n", "3"][..], &["info"], &["chat"], &["tokenize", "x"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet-cli"));
+        command.args(args).env_clear().stdin(std::process::Stdio::null());
+        let end: Run = command.output().unwrap().into();
+        assert_eq!(end.code, Some(0), "{args:?}: {}", end.stderr);
+    }
+}
+
+#[test]
+fn info_shows_processor_levels_and_threads() {
+    let text = run(["info"]).text();
+    for part in
+        ["Processor\n", "caches", "SIMD levels\n", "self-test", "chosen", "Threads\n", "rule"]
+    {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    let json = run(["info", "--json", "--cpu"]).json();
+    assert!(json["cpu"]["physical_cores"].as_u64().unwrap() >= 1);
+    let levels = json["simd"]["levels"].as_array().unwrap();
+    let chosen: Vec<_> = levels.iter().filter(|level| level["chosen"] == true).collect();
+    assert_eq!(chosen.len(), 1);
+    assert_eq!(
+        (&chosen[0]["level"], &chosen[0]["self_test"]),
+        (&json["simd"]["chosen"], &"passed".into())
+    );
+    assert!(json["threads"].is_null(), "--cpu is the processor only");
+}
+
+#[test]
+fn debug_logs_name_level_kernel_and_features_and_normal_runs_do_not() {
+    let args = ["run", "-p", "Once", "-n", "1"];
+    let mut command = program();
+    command.args(args).env("RUST_LOG", "debug");
+    let loud = Run::from(command.output().unwrap()).stderr;
+    let line = loud
+        .lines()
+        .find(|line| line.contains("SIMD level in use"))
+        .unwrap_or_else(|| panic!("{loud}"));
+    let level = run(args.into_iter().chain(["--json"])).json()["simd"].as_str().unwrap().to_owned();
+    assert!(
+        line.contains(&level) && line.contains("kernel=") && line.contains("features="),
+        "{line}"
+    );
+    let quiet = run(args).stderr.to_lowercase();
+    assert!(!quiet.contains("simd"), "{quiet}");
+}
+
+#[test]
+fn info_sizes_a_model_in_floats() {
+    let path = crate::testdata("golden/gguf/bitnet-tiny-I2_S.gguf");
+    let json = run(["info", "--json", "-m", path.to_str().unwrap()]).json();
+    let parameters = json["model"]["parameters"].as_u64().unwrap();
+    assert_eq!(json["model"]["f32_bytes"], 4 * parameters);
+    let packed =
+        json["encodings"].as_array().unwrap().iter().find(|e| e["encoding"] == "I2_S").unwrap();
+    // Two bits a weight, and 32 bytes with the scale after each of 14 matrices.
+    assert_eq!(
+        packed["bytes"].as_u64().unwrap(),
+        packed["parameters"].as_u64().unwrap() / 4 + 14 * 32
+    );
+}

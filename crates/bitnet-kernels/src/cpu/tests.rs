@@ -1,0 +1,264 @@
+//! The operations as a whole against their definitions, on every tier and with several threads.
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::dense::DenseType;
+use crate::kv::{KvType, PAGE};
+use crate::scalar::elementwise::{Activation, activate};
+use crate::scalar::norm;
+use crate::ternary::WeightScale;
+
+/// Deterministic floats in -1..1.
+fn floats(seed: u32, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+    let mut next = move || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn ternary(seed: u32, rows: usize, cols: usize, scale: WeightScale) -> TernaryMatrix {
+    let values: Vec<i8> =
+        floats(seed, rows * cols).iter().map(|x| (x * 1.5).round() as i8).collect();
+    TernaryMatrix::from_values(rows, cols, &values, scale)
+}
+
+fn matrix(cols: usize, data: Vec<f32>) -> Matrix {
+    Matrix { cols, data }
+}
+
+fn backends() -> impl Iterator<Item = CpuBackend> {
+    Isa::available()
+        .iter()
+        .flat_map(|&isa| [1, 2, 3].map(|threads| CpuBackend::new(isa, threads).unwrap()))
+}
+
+/// `W · q(x)` by definition, in f64 from the int8 values on.
+fn bit_linear(w: &TernaryMatrix, x: &[f32]) -> Vec<f64> {
+    let mut q = vec![0; w.cols()];
+    let (s, _) = norm::quantize(x, &mut q);
+    let scale_at = |row: usize, col: usize| match w.scale() {
+        WeightScale::Tensor(scale) => *scale,
+        WeightScale::Rows(scales) => scales[row],
+        WeightScale::Groups { size, scales } => scales[row * w.cols().div_ceil(*size) + col / size],
+    };
+    let term = |row, col: usize| {
+        f64::from(w.value(row, col)) * f64::from(q[col]) * f64::from(scale_at(row, col))
+    };
+    (0..w.rows())
+        .map(|row| (0..w.cols()).map(|col| term(row, col)).sum::<f64>() / f64::from(s))
+        .collect()
+}
+
+#[track_caller]
+fn assert_close(found: &[f32], expected: &[f64], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(
+            (f64::from(*found) - expected).abs() <= 1e-5 * expected.abs().max(1.0),
+            "{what}: {found}, not {expected}"
+        );
+    }
+}
+
+fn scales(kind: usize, rows: usize, cols: usize) -> WeightScale {
+    match kind {
+        0 => WeightScale::Tensor(0.37),
+        1 => WeightScale::Rows(floats(5, rows)),
+        _ => WeightScale::Groups { size: 32, scales: floats(6, rows * cols.div_ceil(32)) },
+    }
+}
+
+#[test]
+fn a_bitlinear_is_its_definition_for_every_kind_of_scale() {
+    for (rows, cols, tokens) in [(1, 1, 1), (17, 100, 3), (33, 64, 50), (300, 160, 2)] {
+        for kind in 0..3 {
+            let w = ternary(rows as u32, rows, cols, scales(kind, rows, cols));
+            let x = floats(9, tokens * cols);
+            let expected: Vec<f64> = x.chunks(cols).flat_map(|x| bit_linear(&w, x)).collect();
+            for backend in backends() {
+                let found = backend.linear(&backend.upload_ternary(w.clone()), &x);
+                assert_close(
+                    &found,
+                    &expected,
+                    &format!("[{rows}, {cols}] × {tokens}, scale {kind}, {}", backend.isa().name()),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn projections_that_share_an_input_are_each_their_own_product() {
+    let (cols, tokens) = (48, 5);
+    let weights =
+        [ternary(1, 40, cols, scales(0, 40, cols)), ternary(2, 20, cols, scales(0, 20, cols))];
+    let (x, g) = (floats(3, tokens * cols), Norm { weight: floats(4, cols), eps: 1e-5 });
+    let normed: Vec<f32> = x.chunks(cols).flat_map(|x| normed(x, &g)).collect();
+    for backend in backends() {
+        let uploaded = weights.clone().map(|w| backend.upload_ternary(w));
+        let (mut a, mut b) = (Matrix::default(), Matrix::default());
+        backend.project(
+            &mut backend.scratch(),
+            &matrix(cols, x.clone()),
+            &g,
+            &mut [(&uploaded[0], &mut a), (&uploaded[1], &mut b)],
+        );
+        for (w, found) in weights.iter().zip([a, b]) {
+            let expected: Vec<f64> = normed.chunks(cols).flat_map(|x| bit_linear(w, x)).collect();
+            assert_close(&found.data, &expected, backend.isa().name());
+        }
+    }
+}
+
+fn normed(x: &[f32], norm: &Norm<Vec<f32>>) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    norm::rms_norm(x, &norm.weight, norm.eps, &mut y);
+    y
+}
+
+#[test]
+fn the_gate_is_activated_and_multiplies_up() {
+    let (rows, cols, tokens) = (50, 32, 3);
+    let (gate, up) = (
+        ternary(1, rows, cols, scales(0, rows, cols)),
+        ternary(2, rows, cols, scales(0, rows, cols)),
+    );
+    let (x, g) = (floats(3, tokens * cols), Norm { weight: floats(4, cols), eps: 1e-5 });
+    for activation in [Activation::Relu2, Activation::Silu] {
+        let expected: Vec<f64> = x
+            .chunks(cols)
+            .flat_map(|x| {
+                let x = normed(x, &g);
+                let gate = bit_linear(&gate, &x)
+                    .into_iter()
+                    .map(|g| f64::from(activate(activation, g as f32)));
+                gate.zip(bit_linear(&up, &x)).map(|(g, u)| g * u).collect::<Vec<_>>()
+            })
+            .collect();
+        for backend in backends() {
+            let (gate, up) =
+                (backend.upload_ternary(gate.clone()), backend.upload_ternary(up.clone()));
+            let mut out = Matrix::default();
+            backend.gated(
+                &mut backend.scratch(),
+                &matrix(cols, x.clone()),
+                &g,
+                Gated { gate: &gate, up: &up, activation },
+                &mut out,
+            );
+            assert_close(
+                &out.data,
+                &expected,
+                &format!("{activation:?} on {}", backend.isa().name()),
+            );
+        }
+    }
+}
+
+#[test]
+fn logits_are_the_normed_rows_times_the_head() {
+    let (vocab, cols) = (131, 20);
+    let values = floats(1, vocab * cols);
+    let head = DenseMatrix::new(
+        vocab,
+        cols,
+        DenseType::F32,
+        Bytes::from_owner(values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>()),
+    )
+    .unwrap();
+    let (x, g) = (floats(2, 3 * cols), Norm { weight: floats(4, cols), eps: 1e-5 });
+    let rows = [2, 0];
+    let dot = |a: &[f32], b: &[f32]| {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+    };
+    let expected: Vec<f64> = rows
+        .iter()
+        .flat_map(|&row| values.chunks(cols).map(move |w| (row, w)))
+        .map(|(row, w)| dot(&normed(&x[row * cols..][..cols], &g), w))
+        .collect();
+    for backend in backends() {
+        let mut out = vec![f32::NAN; 3];
+        backend.logits(
+            &mut backend.scratch(),
+            &matrix(cols, x.clone()),
+            &rows,
+            &g,
+            &head,
+            &mut out,
+        );
+        assert_close(&out, &expected, backend.isa().name());
+    }
+}
+
+#[test]
+fn tokens_attend_to_their_own_sequence_and_not_to_what_follows() {
+    let (heads, dim, tokens) = (2, 12, 5);
+    let shape = KvShape { pages: 2, kv_heads: heads, head_dim: dim, dtype: KvType::F32 };
+    let (q, v) = (floats(1, tokens * 2 * heads * dim), floats(3, tokens * heads * dim));
+    // Rows 0..3 are one sequence in page 1, rows 3..5 another in page 0.
+    let spans = [
+        Span { rows: 0..3, start: 0, pages: vec![1] },
+        Span { rows: 3..5, start: 0, pages: vec![0] },
+    ];
+    let slots = [PAGE as u32, PAGE as u32 + 1, PAGE as u32 + 2, 0, 1];
+    for backend in backends() {
+        let run = |k_seed: u32, change: Option<usize>| {
+            let mut k = floats(k_seed, tokens * heads * dim);
+            if let Some(row) = change {
+                k[row * heads * dim..][..heads * dim].fill(9.0);
+            }
+            let mut kv = backend.kv_layer(shape);
+            let mut rope = RopeTable::default();
+            rope.fill(&vec![0.1; dim / 2], &[0, 1, 2, 0, 1]);
+            let (mut q, mut k, mut out) =
+                (matrix(2 * heads * dim, q.clone()), matrix(heads * dim, k), Matrix::default());
+            backend.rotate_and_store(
+                &rope,
+                &slots,
+                &mut q,
+                &mut k,
+                &matrix(heads * dim, v.clone()),
+                &mut kv,
+            );
+            backend.attention(&mut backend.scratch(), &q, &kv, &spans, &mut out);
+            out
+        };
+        let plain = run(2, None);
+        // The first token of each sequence sees itself alone.
+        for row in [0, 3] {
+            for head in 0..2 * heads {
+                let expected = &v[row * heads * dim + head / 2 * dim..][..dim];
+                assert_close(
+                    &plain.row(row)[head * dim..][..dim],
+                    &expected.iter().map(|&v| f64::from(v)).collect::<Vec<_>>(),
+                    "first token",
+                );
+            }
+        }
+        let changed = run(2, Some(2));
+        assert!(
+            (0..5).all(|row| (plain.row(row) == changed.row(row)) == (row != 2)),
+            "only the changed token's own row differs"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn a_token_gives_the_same_bits_alone_and_in_a_batch(seed in 0u32..1000, rows in 1usize..80, cols in 1usize..200, tokens in 1usize..60, kind in 0usize..3) {
+        let w = ternary(seed, rows, cols, scales(kind, rows, cols));
+        let x = floats(seed + 1, tokens * cols);
+        let reference = CpuBackend::new(Isa::Scalar, 1).unwrap();
+        let uploaded = reference.upload_ternary(w.clone());
+        let expected: Vec<f32> = x.chunks(cols).flat_map(|x| reference.linear(&uploaded, x)).collect();
+        for backend in backends() {
+            prop_assert_eq!(&backend.linear(&backend.upload_ternary(w.clone()), &x), &expected, "{}", backend.isa().name());
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What GGUF files may have and still be models: other versions, types, layouts, activations and rotary settings.
+
+use std::path::Path;
+
+use bitnet_kernels::ternary::WeightScale;
+
+use super::gguf_parts::{Entry, Gguf, check, check_loads, golden, retype};
+use crate::{
+    config::{HiddenAct, RopeScaling},
+    format::{Checkpoint, I2sLayout, OpenOptions, ternary::i2s},
+};
+
+#[test]
+fn version_2_is_read() {
+    check_loads(|f| f.version = 2);
+}
+
+#[test]
+fn ternary_floats_in_gguf_are_read() {
+    let from_file = check_loads(|_| {});
+    let codes = from_file.ternary("model.layers.0.self_attn.v_proj", 128, 256).unwrap();
+    let floats = |value: f32| {
+        move |f: &mut Gguf| {
+            let cells = (0..128 * 256).map(|i| value * f32::from(codes.value(i / 256, i % 256)));
+            let data: Vec<u8> =
+                cells.flat_map(|value| half::bf16::from_f32(value).to_le_bytes()).collect();
+            retype(f, "blk.0.attn_v.weight", 30, data.len());
+            let start = f.data.len() - data.len();
+            f.data[start..].copy_from_slice(&data);
+        }
+    };
+    let scale = |f: &mut Gguf| {
+        let offset = f.data.len() as u64;
+        f.data.extend(2.5_f32.to_le_bytes());
+        f.tensors.push(Entry {
+            name: b"blk.0.attn_v.scale".into(),
+            dims: vec![1],
+            kind: 0,
+            offset,
+        });
+    };
+    let expected = from_file.ternary("model.layers.0.self_attn.v_proj", 128, 256).unwrap();
+    let read = |checkpoint: Checkpoint| {
+        checkpoint.ternary("model.layers.0.self_attn.v_proj", 128, 256).unwrap()
+    };
+    let plain = read(check_loads(floats.clone()(0.5)));
+    assert_eq!(plain.scale(), &WeightScale::Tensor(0.5));
+    let scaled = read(check_loads(|f| {
+        floats(1.0)(f);
+        scale(f);
+    }));
+    assert_eq!(scaled.scale(), &WeightScale::Tensor(2.5));
+    assert!(
+        (0..128)
+            .all(|row| plain.row(row) == expected.row(row) && scaled.row(row) == expected.row(row))
+    );
+}
+
+#[test]
+fn activations_follow_the_file() {
+    use HiddenAct::{Relu2, Silu};
+    let act = |change: &dyn Fn(&mut Gguf)| check_loads(|f| change(f)).config().hidden_act;
+    let rename = |f: &mut Gguf, name: &str| {
+        f.set_text("general.architecture", name.as_bytes());
+        for pair in &mut f.pairs {
+            if let Some(rest) = pair.0.strip_prefix(b"bitnet-b1.58.") {
+                pair.0 = [name.as_bytes(), b".", rest].concat();
+            }
+        }
+    };
+    assert_eq!(act(&|_| {}), Relu2);
+    assert_eq!(act(&|f| rename(f, "bitnet-25")), Relu2);
+    assert_eq!(act(&|f| rename(f, "bitnet")), Silu);
+    assert_eq!(act(&|f| f.set_text("tokenizer.ggml.model", b"llama")), Silu);
+    assert_eq!(
+        act(&|f| {
+            rename(f, "bitnet");
+            f.add("bitnet.hidden_activation");
+            f.set_text("bitnet.hidden_activation", b"relu2");
+        }),
+        Relu2
+    );
+    let options = OpenOptions { hidden_act: Some(Silu), ..OpenOptions::default() };
+    let bytes = golden("bitnet-tiny-I2_S").into();
+    let overridden = Checkpoint::from_gguf(Path::new("m.gguf"), bytes, &options).unwrap();
+    assert_eq!(overridden.config().hidden_act, Silu);
+    check(
+        |f| {
+            f.add("bitnet-b1.58.hidden_activation");
+            f.set_text("bitnet-b1.58.hidden_activation", b"gelu");
+        },
+        "`bitnet-b1.58.hidden_activation` is \"gelu\", but it should be \"relu2\" or \"silu\"",
+    );
+}
+
+#[test]
+fn rotary_scaling_is_read_or_refused() {
+    let linear = check_loads(|f| {
+        f.add("bitnet-b1.58.rope.scaling.factor");
+        f.set_f32("bitnet-b1.58.rope.scaling.factor", 4.0);
+    });
+    assert_eq!(linear.config().rope.scaling, RopeScaling::Linear { factor: 4.0 });
+    check(
+        |f| {
+            f.add("bitnet-b1.58.rope.scaling.type");
+            f.set_text("bitnet-b1.58.rope.scaling.type", b"yarn");
+        },
+        "rotary scaling `yarn` is not supported: in GGUF files, none and linear are known",
+    );
+    let factors = |factor: f32| {
+        move |f: &mut Gguf| {
+            let offset = f.data.len() as u64;
+            let values = [1.0, factor].map(f32::to_le_bytes).concat();
+            f.data.extend(values);
+            f.tensors.push(Entry {
+                name: b"rope_freqs.weight".into(),
+                dims: vec![2],
+                kind: 0,
+                offset,
+            });
+        }
+    };
+    check_loads(factors(1.0));
+    check(
+        factors(8.0),
+        "tensor `rope_freqs.weight` is unexpected: rotary frequencies changed by factors in a GGUF file are not supported; take the model's safetensors files",
+    );
+}
+
+#[test]
+fn a_64_block_file_is_read_by_option() {
+    let (mut file, mut matrices) = (Gguf::parse(&golden("bitnet-tiny-I2_S")), Vec::new());
+    let original = check_loads(|_| {});
+    for info in original.tensors().filter(|info| info.encoding == "I2_S") {
+        let name = info.name.strip_suffix(".weight").unwrap().to_owned();
+        let matrix = original.ternary(&name, info.shape[0], info.shape[1]).unwrap();
+        let data = i2s::encode(&matrix, I2sLayout::Block64).unwrap();
+        let start = file.tensor(&info.file_name).offset as usize;
+        file.data[start..][..data.len()].copy_from_slice(&data);
+        matrices.push((name, matrix));
+    }
+    let options = OpenOptions { i2s_layout: I2sLayout::Block64, ..OpenOptions::default() };
+    let arm = Checkpoint::from_gguf(Path::new("m.gguf"), file.bytes().into(), &options).unwrap();
+    for (name, matrix) in matrices {
+        assert_eq!(arm.ternary(&name, matrix.rows(), matrix.cols()).unwrap(), matrix, "{name}");
+    }
+}

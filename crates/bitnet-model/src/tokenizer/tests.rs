@@ -1,1 +1,0 @@
-//! Whole tokenizers against ids from their references.
