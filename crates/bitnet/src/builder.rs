@@ -6,20 +6,21 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bitnet_inference::config::Limits;
 use bitnet_inference::{EngineConfig, InferenceConfig, spawn};
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::device::Device;
 use bitnet_kernels::kv::PAGE;
 use bitnet_model::decoder::{LoadProgress, Model};
 use bitnet_model::format::Checkpoint;
 use bitnet_model::kv::page_bytes;
 use bitnet_model::tokenizer::Tokenizer;
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, automatic_threads};
 use crate::error::Error;
 use crate::info::{self, ModelInfo};
 use crate::model::BitNetModel;
-use crate::threads::automatic_threads;
 
 type Progress = Box<dyn Fn(LoadProgress) + Send + Sync>;
 
@@ -99,6 +100,17 @@ impl ModelBuilder {
     }
 
     /// How requests share it.
+    ///
+    /// ```
+    /// use bitnet::{BitNetModel, InferenceConfig};
+    ///
+    /// // Start with conservative batch size
+    /// let mut config = InferenceConfig {
+    ///     max_batch_size: 8,
+    ///     ..Default::default()
+    /// };
+    /// let builder = BitNetModel::from_pretrained("model.gguf").with_inference_config(config);
+    /// ```
     pub fn with_inference_config(self, inference: InferenceConfig) -> Self {
         Self { inference, ..self }
     }
@@ -114,16 +126,12 @@ impl ModelBuilder {
         let device = self.config.device.resolve()?;
         let isa = self.config.simd_level.as_deref().map_or_else(|| Ok(Isa::best()), Isa::parse)?;
         let checkpoint = self.source.open(&self.config)?;
-        let tokenizer = Tokenizer::from_source(&checkpoint.tokenizer_source())?;
         let arch = checkpoint.config().clone();
-        if tokenizer.vocab_size() > arch.vocab_size {
-            let (tokenizer, model) = (tokenizer.vocab_size(), arch.vocab_size);
-            return Err(Error::Vocabulary { tokenizer, model });
-        }
+        let tokenizer = tokenizer(&checkpoint)?;
         let engine = EngineConfig {
             max_seq_len: self.config.max_seq_len,
             kv_dtype: self.config.kv_dtype,
-            inference: self.inference,
+            inference: self.inference.clone(),
         };
         let limits = engine.limits(&arch)?; // before the work of loading
         let threads = match self.config.threads {
@@ -133,22 +141,9 @@ impl ModelBuilder {
         let backend =
             CpuBackend::new(isa, threads).map_err(|source| Error::Threads { threads, source })?;
         let model = Model::load(&checkpoint, Arc::new(backend), threads, &self.progress)?;
-        let (encodings, bytes) = info::tensors(&checkpoint);
-        let info = ModelInfo {
-            name: self.source.name(&checkpoint),
-            path: self.source.path().map(Path::to_owned),
-            architecture: arch.architecture.clone(),
-            encodings,
-            bytes,
-            device: device.to_string(),
-            simd_level: isa.name(),
-            threads,
-            context_length: limits.max_seq_len,
-            kv_dtype: engine.kv_dtype,
-            kv_cache_bytes: limits.pages * page_bytes(&arch, engine.kv_dtype),
-            kv_bytes_per_token: page_bytes(&arch, engine.kv_dtype) / PAGE,
-            load_time: begin.elapsed(),
-        };
+        let info = self.info(&checkpoint, device, isa, threads, limits, begin);
+        drop(checkpoint);
+        let handle = spawn(Arc::new(model), &engine)?;
         tracing::info!(
             name = info.name,
             device = info.device,
@@ -157,8 +152,46 @@ impl ModelBuilder {
             seconds = info.load_time.as_secs_f64(),
             "model loaded"
         );
-        let handle = spawn(Arc::new(model), &engine)?;
         Ok(BitNetModel::new(handle, tokenizer, arch, info))
+    }
+
+    fn info(
+        &self,
+        checkpoint: &Checkpoint,
+        device: Device,
+        isa: Isa,
+        threads: usize,
+        limits: Limits,
+        begin: Instant,
+    ) -> ModelInfo {
+        let (encodings, bytes) = info::tensors(checkpoint);
+        let kv_dtype = self.config.kv_dtype;
+        let kv_page = page_bytes(checkpoint.config(), kv_dtype);
+        ModelInfo {
+            name: self.source.name(checkpoint),
+            path: self.source.path().map(Path::to_owned),
+            architecture: checkpoint.config().architecture.clone(),
+            encodings,
+            bytes,
+            device: device.to_string(),
+            simd_level: isa.name(),
+            threads,
+            context_length: limits.max_seq_len,
+            kv_dtype,
+            kv_cache_bytes: limits.pages * kv_page,
+            kv_bytes_per_token: kv_page / PAGE,
+            load_time: begin.elapsed(),
+        }
+    }
+}
+
+/// The checkpoint's tokenizer, whose tokens the model must all have; more rows than tokens are padding, which many models have.
+fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Error> {
+    let tokenizer = Tokenizer::from_source(&checkpoint.tokenizer_source())?;
+    let (tokens, rows) = (tokenizer.vocab_size(), checkpoint.config().vocab_size);
+    match tokens > rows {
+        true => Err(Error::Vocabulary { tokenizer: tokens, model: rows }),
+        false => Ok(tokenizer),
     }
 }
 

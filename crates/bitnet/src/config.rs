@@ -1,5 +1,6 @@
 //! How to run a model.
 
+use bitnet_kernels::cpu::topology::Topology;
 use bitnet_kernels::device::Device;
 use bitnet_kernels::kv::KvType;
 use bitnet_model::config::HiddenAct;
@@ -31,13 +32,23 @@ pub struct ModelConfig {
     /// assert_eq!(error.to_string(), "cuda:0 is not available: this program has the CPU backend only");
     /// ```
     pub device: Device,
-    /// Compute threads. 0: as many as the process may use, up to the physical cores.
+    /// Compute threads. 0: as many as [`automatic_threads`] says.
     pub threads: usize,
     /// Vector instructions by the name of their level (`avx2`). None: the fastest level that gave the right results when the
     /// program started. A level that this CPU does not have is an error. Results are the same with all.
     pub simd_level: Option<String>,
     /// Map weight files into memory. Without it they are read into the process's own memory, which survives a file that
     /// changes or a network drive that goes away.
+    ///
+    /// ```
+    /// use bitnet::{BitNetModel, ModelConfig, InferenceConfig};
+    ///
+    /// let config = ModelConfig {
+    ///     // Use memory mapping for large models
+    ///     use_mmap: true,
+    ///     ..Default::default()
+    /// };
+    /// ```
     pub use_mmap: bool,
     /// When weights are read.
     pub loading_strategy: LoadingStrategy,
@@ -100,4 +111,9 @@ pub enum LoadingStrategy {
     /// head stay in the file, and are read from disk when they are first used.
     #[default]
     MemoryMap,
+}
+
+/// Compute threads if nobody says how many: one for each physical core that this process may use.
+pub fn automatic_threads() -> usize {
+    Topology::detect().recommended_threads().threads
 }

@@ -29,7 +29,6 @@ mod perplexity;
 mod prompt;
 mod quantization;
 mod stream;
-mod threads;
 
 pub use bitnet_inference::{
     EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig, Output, Piece,
@@ -45,7 +44,7 @@ pub use bitnet_model::error::LoadError;
 pub use bitnet_model::format::{Checkpoint, I2sLayout, OpenOptions, PackedLayout, TensorInfo};
 pub use bitnet_model::tokenizer::{ChatError, Message, Role, Special, Tokenizer, TokenizerError};
 pub use builder::ModelBuilder;
-pub use config::{LoadingStrategy, ModelConfig};
+pub use config::{LoadingStrategy, ModelConfig, automatic_threads};
 pub use error::Error;
 pub use info::{EncodingInfo, ModelInfo, PartBytes};
 pub use model::{BitNetModel, Logits};
@@ -53,4 +52,3 @@ pub use perplexity::{Perplexity, PerplexityInput, PerplexityMethod, PerplexityPr
 pub use prompt::Prompt;
 pub use quantization::{QuantizationType, UnknownQuantization};
 pub use stream::{BlockingGeneration, GenerationStream};
-pub use threads::automatic_threads;

@@ -216,6 +216,17 @@ fn scores_are_those_of_the_logits() {
 
 #[cfg(target_os = "linux")]
 #[test]
+fn the_engine_has_one_thread_with_its_name() {
+    let engine = spawn(load(TINY, cpu()), &exact()).unwrap();
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    assert!(names.into_iter().any(|name| name.trim() == "bitnet-engine"));
+    drop(engine);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
 fn the_cache_takes_memory_as_it_fills() {
     let resident = || {
         let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
