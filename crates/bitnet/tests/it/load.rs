@@ -127,3 +127,14 @@ fn without_mmap_the_answers_are_the_same() {
     let ids: Vec<u32> = (0..40).collect();
     assert_eq!(read.logits(&ids).unwrap(), load(TINY).logits(&ids).unwrap());
 }
+
+#[cfg(feature = "demo-model")]
+#[test]
+fn the_built_in_model_is_the_one_whose_figures_are_known() {
+    let [built_in, known] =
+        ["../crates/bitnet/demo/demo-tq1_0.gguf", "demo-model/gguf/demo-tq1_0.gguf"]
+            .map(|file| fs::read(testdata(file)).unwrap());
+    assert!(built_in == known);
+    let model = BitNetModel::demo().load().unwrap();
+    assert_eq!(model.info().path, None);
+}
