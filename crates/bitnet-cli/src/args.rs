@@ -175,7 +175,7 @@ pub struct SamplingArgs {
         alias = "n-predict",
         value_name = "TOKENS",
         allow_negative_numbers = true,
-        default_value_t = 128
+        default_value_t = 512
     )]
     pub max_tokens: usize,
     /// How freely to choose; 0 always takes the likeliest token

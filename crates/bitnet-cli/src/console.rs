@@ -56,6 +56,13 @@ impl Console {
         }
     }
 
+    /// The beginning of a text whose rest comes on stdout, for one who reads both on a terminal.
+    pub fn beginning(&self, text: &str) {
+        if self.moving && io::stdout().is_terminal() {
+            let _ = write!(io::stderr(), "{}", self.paint(text, DIM));
+        }
+    }
+
     /// What the user asked for just now, quiet or not.
     pub fn reply(&self, text: &str) {
         self.line(text, DIM);

@@ -191,6 +191,9 @@ fn generate(
     console: &Console,
 ) -> Result<()> {
     let watch = Watch::start();
+    if let (Prompt::Text(text), false) = (&prompt, args.json) {
+        console.beginning(text);
+    }
     let mut stream = Box::pin(loaded.model.generate_stream(prompt, config)?);
     let mut stdout = io::stdout().lock();
     let mut last = None;

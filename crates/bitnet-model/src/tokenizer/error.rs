@@ -40,7 +40,7 @@ pub enum TokenizerError {
     },
 
     /// The file is right, but asks for something this engine does not do.
-    #[error("{place}: `{found}` is not supported; known are {known}")]
+    #[error("{place}: {found:?} is not supported; known are {known}")]
     Unsupported {
         /// File and key, or GGUF key.
         place: String,
