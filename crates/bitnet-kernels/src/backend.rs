@@ -11,6 +11,8 @@ use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
 
 /// New tokens of one sequence within a batch, and where that sequence's keys and values lie.
+///
+/// The spans of a batch follow each other and cover it from row 0 on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     /// The tokens' rows in the batch.

@@ -23,7 +23,7 @@ macro_rules! float_operations {
             /// See [`crate::scalar::rope::rotate`].
             fn rotate(cos: &[f32], sin: &[f32], x: &mut [f32]) -> () = rope;
             /// See [`crate::scalar::attention::attend`].
-            fn attend(kv: &KvLayer, head: usize, context: Context<'_>, q: &[f32], scores: &mut Vec<f32>, out: &mut [f32]) -> () = attention;
+            fn attend(kv: &KvLayer, head: usize, context: Context<'_>, q: &[f32], scratch: &mut Vec<f32>, out: &mut [f32]) -> () = attention;
             /// See [`crate::scalar::elementwise::scale_product`].
             fn scale_product(acc: &[i32], w: f32, s: f32, y: &mut [f32]) -> () = elementwise;
             /// See [`crate::scalar::elementwise::scale_product_rows`].

@@ -38,6 +38,8 @@ use pool::{Stripe, ThreadPool, stripes};
 const MAX_PANELS: usize = 16;
 /// Tokens whose integer sums a thread holds at a time.
 const TOKEN_BLOCK: usize = 48;
+/// Tokens of a sequence that attend together, so that a block of keys or values is read once for all of them.
+const ATTENTION_TOKENS: usize = 4;
 /// Rows of the head that a thread takes at a time.
 const HEAD_ROWS: usize = 64;
 
@@ -55,6 +57,7 @@ struct WorkerScratch {
     sums: Vec<i32>,
     floats: Vec<f32>,
     row: Vec<f32>,
+    queries: Vec<f32>,
 }
 
 /// Floats `[rows, cols]`.
@@ -149,6 +152,32 @@ impl CpuBackend {
     fn stripe_width(&self, rows: usize) -> usize {
         let panels = rows.div_ceil(PANEL_ROWS);
         panels.div_ceil(4 * self.threads()).clamp(1, MAX_PANELS) * PANEL_ROWS
+    }
+
+    /// Attends with the queries of one key-value head for as many tokens as `out` has rows.
+    #[expect(clippy::too_many_arguments, reason = "an item of `attention`, unpacked")]
+    fn attend(
+        &self,
+        s: &mut WorkerScratch,
+        q: &Matrix,
+        kv: &KvLayer,
+        span: &Span,
+        first: usize,
+        head: usize,
+        out: &mut Stripe<'_>,
+    ) {
+        let (columns, tokens) = (out.columns(), out.rows());
+        let len = span.start + (first - span.rows.start) + 1;
+        let context = Context { pages: &span.pages, len, tokens };
+        s.queries.clear();
+        for token in 0..tokens {
+            s.queries.extend_from_slice(&q.row(first + token)[columns.clone()]);
+        }
+        s.row.resize(s.queries.len(), 0.0);
+        self.isa.attend(kv, head, context, &s.queries, &mut s.floats, &mut s.row);
+        for (token, y) in s.row.chunks(columns.len()).enumerate() {
+            out.row(token).copy_from_slice(y);
+        }
     }
 
     /// `emit(t, y)` for each token: the products of its int8 row with the rows `rows` of `w`, scaled.
@@ -313,27 +342,19 @@ impl Backend for CpuBackend {
         out: &mut Matrix,
     ) {
         out.resize(q.rows(), q.cols);
-        let heads = kv.shape().kv_heads;
-        let group = q.cols / heads;
-        let mut contexts = vec![Context { pages: &[], len: 0 }; q.rows()];
+        let mut items = Vec::new();
+        let mut rest = &mut out.data[..];
         for span in spans {
-            for (i, row) in span.rows.clone().enumerate() {
-                contexts[row] = Context { pages: &span.pages, len: span.start + i + 1 };
+            let (rows, after) = rest.split_at_mut(span.rows.len() * q.cols);
+            rest = after;
+            let tiles = span.rows.clone().step_by(ATTENTION_TOKENS);
+            for (first, rows) in tiles.zip(rows.chunks_mut(ATTENTION_TOKENS * q.cols)) {
+                let heads = stripes(rows, q.cols, q.cols / kv.shape().kv_heads).enumerate();
+                items.extend(heads.map(|(head, stripe)| (span, first, head, stripe)));
             }
         }
-        let mut items: Vec<_> =
-            q.data.chunks(group).zip(out.data.chunks_mut(group)).enumerate().collect();
-        self.pool.for_each(&mut items, |thread, (index, (q, out))| {
-            self.with_worker(thread, |s| {
-                self.isa.attend(
-                    kv,
-                    *index % heads,
-                    contexts[*index / heads],
-                    q,
-                    &mut s.floats,
-                    out,
-                );
-            });
+        self.pool.for_each(&mut items, |thread, (span, first, head, stripe)| {
+            self.with_worker(thread, |s| self.attend(s, q, kv, span, *first, *head, stripe));
         });
     }
 

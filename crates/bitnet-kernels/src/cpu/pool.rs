@@ -237,6 +237,11 @@ impl Stripe<'_> {
         self.columns.clone()
     }
 
+    /// Rows of the matrix.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// This stripe's part of one row.
     pub fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.rows);

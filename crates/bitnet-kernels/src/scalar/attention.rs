@@ -1,116 +1,144 @@
-//! Causal attention of one token's queries that share a key-value head.
-
-use half::f16;
+//! Causal attention of some tokens of one sequence with the queries that share a key-value head.
 
 use super::elementwise::exp;
-use super::{LANES, add_lanes, dot};
-use crate::kv::{KvLayer, KvRows, PAGE};
+use super::{LANES, add_lanes};
+use crate::kv::{BLOCK, KvLayer, PAGE};
 
-/// Where a sequence's keys and values lie and how many of them a token sees.
+const _: () = assert!(BLOCK == LANES, "a vector of scores is a block of positions");
+
+/// Queries that go through a block of keys together: as many independent sums as hide an addition's latency.
+const TOGETHER: usize = 4;
+
+/// Some consecutive tokens of a sequence, where its keys and values lie, and how many of them the tokens see.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
     /// The sequence's pages in order.
     pub pages: &'a [u32],
-    /// Positions seen, the token's own included.
+    /// Positions that the first token sees, its own included; each following token sees one more.
     pub len: usize,
+    /// Number of tokens.
+    pub tokens: usize,
 }
 
-/// Attends with all query heads of key-value head `head`.
+/// Attends with the queries of some tokens that belong to key-value head `head`.
 ///
-/// `q`, `out`: `[queries, head_dim]`; `scores`: working memory. The scores are scaled by `head_dim^-½`; each sum runs in
-/// an order that depends on the context's length alone.
+/// `q`, `out`: `[tokens, queries per head, head_dim]`; `scratch`: working memory. The scores are scaled by `head_dim^-½`;
+/// each sum runs in an order that depends on `head_dim` and the positions that its token sees alone.
 #[inline(always)]
 pub fn attend(
     kv: &KvLayer,
     head: usize,
     context: Context<'_>,
     q: &[f32],
-    scores: &mut Vec<f32>,
+    scratch: &mut Vec<f32>,
     out: &mut [f32],
 ) {
     let dim = kv.shape().head_dim;
-    let (queries, len) = (q.len() / dim, context.len);
-    let stride = len.next_multiple_of(LANES);
-    scores.clear();
-    scores.resize(queries * stride + dim, f32::NEG_INFINITY);
-    let (scores, row) = scores.split_at_mut(queries * stride);
-    let scale = 1.0 / (dim as f32).sqrt();
+    let queries = q.len() / dim;
+    let len = |query: usize| context.len + query / (queries / context.tokens);
+    let stride = len(queries - 1).next_multiple_of(BLOCK);
+    scratch.resize(queries * stride + BLOCK * dim, 0.0);
+    let (scores, block) = scratch.split_at_mut(queries * stride);
+    let page = |start: usize| context.pages[start / PAGE] as usize;
 
-    for (position, keys) in
-        pages(context).flat_map(|(start, page, count)| rows(kv.keys(page, head, count), dim, start))
-    {
-        let key = keys.read(row);
-        for (q, scores) in q.chunks_exact(dim).zip(scores.chunks_exact_mut(stride)) {
-            scores[position] = dot(q, key) * scale;
-        }
+    for start in (0..stride).step_by(BLOCK) {
+        kv.keys(page(start), head, start % PAGE).read(block);
+        score_all(q, block, stride, &mut scores[start..]);
     }
-    for scores in scores.chunks_exact_mut(stride) {
-        softmax(scores);
+    let scale = 1.0 / (dim as f32).sqrt();
+    for (query, scores) in scores.chunks_exact_mut(stride).enumerate() {
+        softmax(&mut scores[..len(query).next_multiple_of(BLOCK)], len(query), scale);
     }
     out.fill(0.0);
-    for (position, values) in pages(context)
-        .flat_map(|(start, page, count)| rows(kv.values(page, head, count), dim, start))
-    {
-        let value = values.read(row);
-        for (out, scores) in out.chunks_exact_mut(dim).zip(scores.chunks_exact(stride)) {
-            let weight = scores[position];
-            for (out, &value) in out.iter_mut().zip(value) {
-                *out += weight * value;
-            }
+    for start in (0..stride).step_by(BLOCK) {
+        kv.values(page(start), head, start % PAGE).read(block);
+        for (query, out) in out.chunks_exact_mut(dim).enumerate() {
+            let seen = len(query).saturating_sub(start).min(BLOCK);
+            add_weighted(&scores[query * stride + start..][..seen], block, out);
         }
     }
 }
 
-/// First position, page and number of positions of each page that the context reaches.
+/// The products of all queries with a block of keys, `[head_dim, BLOCK]`; a query's scores are `stride` after the last one's.
 #[inline(always)]
-fn pages(context: Context<'_>) -> impl Iterator<Item = (usize, usize, usize)> {
-    let len = context.len;
-    let starts = (0..len).step_by(PAGE);
-    starts
-        .zip(context.pages)
-        .map(move |(start, &page)| (start, page as usize, PAGE.min(len - start)))
-}
-
-/// The rows of a page with their positions.
-#[inline(always)]
-fn rows(rows: KvRows<'_>, dim: usize, start: usize) -> impl Iterator<Item = (usize, KvRow<'_>)> {
-    let count = match rows {
-        KvRows::F32(data) => data.len(),
-        KvRows::F16(data) => data.len(),
-    } / dim;
-    (0..count).map(move |i| {
-        let row = match rows {
-            KvRows::F32(data) => KvRow::F32(&data[i * dim..][..dim]),
-            KvRows::F16(data) => KvRow::F16(&data[i * dim..][..dim]),
-        };
-        (start + i, row)
-    })
-}
-
-enum KvRow<'a> {
-    F32(&'a [f32]),
-    F16(&'a [f16]),
-}
-
-impl<'a> KvRow<'a> {
-    #[inline(always)]
-    fn read<'b: 'a>(self, buffer: &'b mut [f32]) -> &'a [f32] {
-        match self {
-            Self::F32(row) => row,
-            Self::F16(row) => {
-                for (y, x) in buffer.iter_mut().zip(row) {
-                    *y = crate::dense::half_to_f32(x.to_bits());
-                }
-                buffer
-            }
-        }
+fn score_all(q: &[f32], keys: &[f32], stride: usize, scores: &mut [f32]) {
+    let dim = keys.len() / BLOCK;
+    let whole = q.chunks_exact(TOGETHER * dim);
+    let (rest, done) = (whole.remainder(), q.len() / (TOGETHER * dim) * TOGETHER);
+    for (i, q) in whole.enumerate() {
+        score::<TOGETHER>(q, keys, stride, &mut scores[i * TOGETHER * stride..]);
+    }
+    for (i, q) in rest.chunks_exact(dim).enumerate() {
+        score::<1>(q, keys, stride, &mut scores[(done + i) * stride..]);
     }
 }
 
-/// Turns scores into weights that add up to 1; entries of -∞ get weight 0.
 #[inline(always)]
-fn softmax(scores: &mut [f32]) {
-    let max = scores.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+fn score<const Q: usize>(q: &[f32], keys: &[f32], stride: usize, scores: &mut [f32]) {
+    let keys = keys.as_chunks::<BLOCK>().0;
+    let q: [&[f32]; Q] = std::array::from_fn(|n| &q[n * keys.len()..][..keys.len()]);
+    let mut sums = [[0.0; BLOCK]; Q];
+    for (i, key) in keys.iter().enumerate() {
+        for n in 0..Q {
+            for lane in 0..BLOCK {
+                sums[n][lane] += q[n][i] * key[lane];
+            }
+        }
+    }
+    for (n, sums) in sums.iter().enumerate() {
+        scores[n * stride..][..BLOCK].copy_from_slice(sums);
+    }
+}
+
+/// `out += Σ weight · value` over as many values of the block, `[BLOCK, head_dim]`, as there are weights.
+#[inline(always)]
+fn add_weighted(weights: &[f32], values: &[f32], out: &mut [f32]) {
+    let dim = out.len();
+    let (wide, rest) = out.as_chunks_mut::<{ 4 * LANES }>();
+    let (narrow, rest) = (4 * LANES * wide.len(), rest);
+    for (i, out) in wide.iter_mut().enumerate() {
+        add_weighted_columns(weights, values, dim, 4 * LANES * i, out);
+    }
+    let (vectors, rest) = rest.as_chunks_mut::<LANES>();
+    let last = narrow + LANES * vectors.len();
+    for (i, out) in vectors.iter_mut().enumerate() {
+        add_weighted_columns(weights, values, dim, narrow + LANES * i, out);
+    }
+    for (i, out) in rest.iter_mut().enumerate() {
+        add_weighted_columns(weights, values, dim, last + i, std::array::from_mut(out));
+    }
+}
+
+#[inline(always)]
+fn add_weighted_columns<const N: usize>(
+    weights: &[f32],
+    values: &[f32],
+    dim: usize,
+    column: usize,
+    out: &mut [f32; N],
+) {
+    let mut sums = *out;
+    for (weight, values) in weights.iter().zip(values.chunks_exact(dim)) {
+        let values: &[f32; N] = values[column..].first_chunk().expect("columns lie within the row");
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += weight * value;
+        }
+    }
+    *out = sums;
+}
+
+/// Turns the first `len` scores, times `scale`, into weights that add up to 1; the others, if any, become 0.
+#[inline(always)]
+fn softmax(scores: &mut [f32], len: usize, scale: f32) {
+    scores[len..].fill(f32::NEG_INFINITY);
+    let mut max = [f32::NEG_INFINITY; LANES];
+    for chunk in scores.as_chunks_mut::<LANES>().0 {
+        for (max, x) in max.iter_mut().zip(chunk) {
+            *x *= scale;
+            *max = if *x > *max { *x } else { *max };
+        }
+    }
+    let max = max.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
     let mut lanes = [0.0; LANES];
     for chunk in scores.as_chunks_mut::<LANES>().0 {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
@@ -148,26 +176,28 @@ mod tests {
             seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
         };
-        for len in [1, 2, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE + 3] {
+        for (len, tokens) in [(1, 1), (1, 3), (2, 1), (PAGE - 1, 5), (PAGE, 1), (2 * PAGE + 3, 2)] {
             let mut kv =
                 KvLayer::new(KvShape { pages: 4, kv_heads: 2, head_dim: dim, dtype: KvType::F32 });
             let table = [3, 0, 2];
             let (mut keys, mut values) = (vec![], vec![]);
-            for position in 0..len {
+            for position in 0..len + tokens - 1 {
                 let k: Vec<f32> = (0..2 * dim).map(|_| random()).collect();
                 let v: Vec<f32> = (0..2 * dim).map(|_| random()).collect();
                 kv.store(table[position / PAGE] as usize * PAGE + position % PAGE, &k, &v);
                 keys.push(k[dim..].to_vec());
                 values.push(v[dim..].to_vec());
             }
-            let q: Vec<f32> = (0..3 * dim).map(|_| 3.0 * random()).collect();
-            let mut out = vec![0.0; 3 * dim];
-            attend(&kv, 1, Context { pages: &table, len }, &q, &mut Vec::new(), &mut out);
-            for (q, out) in q.chunks(dim).zip(out.chunks(dim)) {
-                for (out, exact) in out.iter().zip(exact(q, &keys, &values)) {
+            let q: Vec<f32> = (0..tokens * 3 * dim).map(|_| 3.0 * random()).collect();
+            let mut out = vec![0.0; q.len()];
+            let context = Context { pages: &table, len, tokens };
+            attend(&kv, 1, context, &q, &mut Vec::new(), &mut out);
+            for (query, (q, out)) in q.chunks(dim).zip(out.chunks(dim)).enumerate() {
+                let seen = len + query / 3;
+                for (out, exact) in out.iter().zip(exact(q, &keys[..seen], &values[..seen])) {
                     assert!(
                         (f64::from(*out) - exact).abs() < 1e-5,
-                        "{len} positions: {out} against {exact}"
+                        "query {query} after {len} positions: {out} against {exact}"
                     );
                 }
             }

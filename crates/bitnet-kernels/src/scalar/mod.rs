@@ -16,8 +16,9 @@ pub const LANES: usize = 16;
 
 /// Adds up partial sums as a balanced tree.
 #[inline(always)]
-pub(crate) fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
+pub(crate) fn add_lanes<const N: usize>(mut lanes: [f32; N]) -> f32 {
+    const { assert!(N.is_power_of_two()) };
+    let mut width = N / 2;
     while width > 0 {
         for i in 0..width {
             lanes[i] += lanes[i + width];
@@ -27,23 +28,24 @@ pub(crate) fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// `Σ a·b` in f32.
+/// `Σ a·b` in f32, in four times [`LANES`] partial sums: an addition must not wait for the one before it.
 ///
 /// # Panics
 /// If the lengths disagree.
 #[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const SUMS: usize = 4 * LANES;
     assert_eq!(a.len(), b.len());
-    let mut lanes = [0.0; LANES];
-    let (a_whole, a_rest) = a.as_chunks::<LANES>();
-    let (b_whole, b_rest) = b.as_chunks::<LANES>();
+    let mut sums = [0.0; SUMS];
+    let (a_whole, a_rest) = a.as_chunks::<SUMS>();
+    let (b_whole, b_rest) = b.as_chunks::<SUMS>();
     for (a, b) in a_whole.iter().zip(b_whole) {
-        for i in 0..LANES {
-            lanes[i] += a[i] * b[i];
+        for i in 0..SUMS {
+            sums[i] += a[i] * b[i];
         }
     }
-    for ((lane, a), b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
-        *lane += a * b;
+    for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+        *sum += a * b;
     }
-    add_lanes(lanes)
+    add_lanes(sums)
 }
