@@ -59,10 +59,13 @@ macro_rules! vnni_kernels {
                 tokens[t] = &x.blocks(t)[..strips[0].blocks.len()];
             }
             for b in 0..strips[0].blocks.len() {
+                // With more tokens, computing takes so long that the hardware keeps up, and a branch costs registers.
+                if N <= 5 {
+                    prefetch(strips[0].blocks, b);
+                }
                 let mut codes = [zero(); V];
                 for v in 0..V {
                     codes[v] = load(&strips[v].blocks[b], strips[v].part);
-                    prefetch(strips[v].blocks, b);
                 }
                 for j in 0..4 {
                     let mut field = [zero(); V];
