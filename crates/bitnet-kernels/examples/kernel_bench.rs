@@ -2,10 +2,12 @@
 //!
 //! `cargo run --release -p bitnet-kernels --example kernel_bench -- [LEVEL ...]`
 //!
-//! One thread. Clocks and memory drift, so every measurement alternates with its probe, and what counts is the ratio:
-//! one-token products against a plain read of as many bytes, many-token ones against the tier's multiply-add peak.
+//! One thread. Clocks and memory drift and other programs interrupt, so each measurement is many short turns that
+//! alternate with a probe's, and what counts is the ratio of their lower quartiles: one-token products against a plain
+//! read of as many bytes, many-token ones against the tier's multiply-add peak.
 
 use std::hint::black_box;
+use std::ops::Range;
 use std::time::Instant;
 
 use bitnet_kernels::activation::QuantizedRows;
@@ -14,9 +16,10 @@ use bitnet_kernels::cpu::packed::PackedTernary;
 use bitnet_kernels::ternary::{TernaryMatrix, WeightScale, words_per_row};
 
 const COLS: usize = 2560;
+const PANEL_BYTES: usize = 16 * COLS / 4;
 
-/// Turns that a measurement and its probe take.
-const TURNS: usize = 15;
+/// Turns of a measurement and of its probe, each about half a millisecond: short enough to often escape interruption.
+const TURNS: usize = 400;
 
 fn main() -> Result<(), IsaError> {
     let names: Vec<String> = std::env::args().skip(1).collect();
@@ -25,15 +28,12 @@ fn main() -> Result<(), IsaError> {
         names => names.iter().map(|name| Isa::parse(name)).collect::<Result<_, _>>()?,
     };
     println!("packing {:.1} GB/s", pack_speed());
-    let (cached, streamed) = (weights(640), weights(204_800));
-    let square = weights(2560);
-    println!(
-        "{:<12} {:>10} {:>9} {:>9} {:>8} {:>9}",
-        "tier", "work", "GB/s", "GMAC/s", "ratio", "probe"
-    );
+    let (square, streamed) = (weights(2560), weights(409_600));
+    let words = vec![1_u64; streamed.bytes() / 8];
+    println!("tier             work      GB/s    GMAC/s  of probe");
     for isa in isas {
-        one_token(isa, "L2", &cached);
-        one_token(isa, "memory", &streamed);
+        one_token(isa, "L2", &square, 40, &words);
+        one_token(isa, "memory", &streamed, 800, &words);
         for tokens in [1, 2, 3, 4, 6, 8, 12, 48, 480] {
             many_tokens(isa, &square, tokens);
         }
@@ -57,61 +57,65 @@ fn neutral(rows: usize) -> TernaryMatrix {
 }
 
 fn activations(tokens: usize) -> QuantizedRows {
-    let values: Vec<i8> =
-        (0..tokens * COLS).map(|i| (i * 37 % 255) as u8 as i8).map(|q| q.max(-127)).collect();
+    let value = |i: usize| (i * 37 % 255) as i16 - 127;
+    let values: Vec<i8> = (0..tokens * COLS).map(|i| value(i) as i8).collect();
     QuantizedRows::from_values(tokens, COLS, &values, vec![1.0; tokens])
 }
 
 fn pack_speed() -> f64 {
     let matrix = neutral(25_600);
-    let seconds = (0..5).map(|_| seconds(1, || drop(black_box(PackedTernary::pack(&matrix)))));
-    (matrix.rows() * COLS / 4) as f64 / seconds.fold(f64::INFINITY, f64::min) / 1e9
+    let best = (0..9).map(|_| {
+        let start = Instant::now();
+        black_box(PackedTernary::pack(&matrix));
+        start.elapsed().as_secs_f64()
+    });
+    (matrix.rows() * COLS / 4) as f64 / best.fold(f64::INFINITY, f64::min) / 1e9
 }
 
-fn one_token(isa: Isa, place: &str, w: &PackedTernary) {
-    let (x, mut out) = (activations(1), vec![0; w.rows()]);
-    let words = vec![1_u64; w.bytes() / 8];
-    let repeat = (32 << 20) / w.bytes() + 1;
-    let kernel = || product(isa, w, &x, &mut out);
-    let (kernel, probe, ratio) = alternate(repeat, kernel, || read(&words));
-    let bytes = w.bytes() as f64;
-    report(
-        isa,
-        place,
-        bytes / kernel,
-        4.0 * bytes / kernel,
-        ratio,
-        &format!("{:.1} GB/s", bytes / probe),
+/// Walks through the matrix in windows of `panels`. A small one stays in the cache, a large one never does.
+fn one_token(isa: Isa, place: &str, w: &PackedTernary, panels: usize, words: &[u64]) {
+    let (x, mut out) = (activations(1), vec![0; 16 * panels]);
+    let windows = if place == "memory" { w.panels() / panels } else { 1 };
+    let repeat = 800 / panels;
+    let window_words = panels * PANEL_BYTES / 8;
+    let [kernel, probe] = alternate(
+        |turn| {
+            let first = turn % windows * panels;
+            (0..repeat).for_each(|_| product(isa, w, first..first + panels, &x, &mut out));
+        },
+        |turn| {
+            let window = &words[turn % windows * window_words..][..window_words];
+            (0..repeat).for_each(|_| read(window));
+        },
     );
+    let bytes = (repeat * panels * PANEL_BYTES) as f64;
+    report(isa, place, bytes, 4.0 * bytes, kernel);
+    println!("{:>10.2} of {:.1} GB/s", probe / kernel, bytes / probe);
 }
 
 fn many_tokens(isa: Isa, w: &PackedTernary, tokens: usize) {
-    let (x, mut out) = (activations(tokens), vec![0; tokens * w.rows()]);
-    let products = w.rows() * COLS * tokens;
-    let per_round = isa.spin(1);
-    let repeat = 100_000_000 / products + 1;
-    let kernel = || product(isa, w, &x, &mut out);
-    let spin = || _ = black_box(isa.spin(products / per_round));
-    let (kernel, probe, ratio) = alternate(repeat, kernel, spin);
-    let products = products as f64;
-    let bytes = w.bytes() as f64;
-    report(
-        isa,
-        &format!("N={tokens}"),
-        bytes / kernel,
-        products / kernel,
-        ratio,
-        &format!("{:.0} GMAC/s", products / probe),
+    let panels = w.panels().min(w.panels() * 48 / tokens).max(16);
+    let (x, mut out) = (activations(tokens), vec![0; tokens * panels * 16]);
+    let products = panels * 16 * COLS * tokens;
+    let repeat = 60_000_000 / products + 1;
+    let rounds = repeat * products / isa.spin(1);
+    let [kernel, probe] = alternate(
+        |_| (0..repeat).for_each(|_| product(isa, w, 0..panels, &x, &mut out)),
+        |_| _ = black_box(isa.spin(rounds)),
     );
+    let products = (repeat * products) as f64;
+    report(isa, &format!("N={tokens}"), products / tokens as f64 / 4.0, products, kernel);
+    println!("{:>10.2} of {:.0} GMAC/s", probe / kernel, products / probe);
 }
 
-fn product(isa: Isa, w: &PackedTernary, x: &QuantizedRows, out: &mut [i32]) {
-    isa.ternary_product(w, 0..w.panels(), 0..w.blocks_per_panel(), x, 0..x.rows(), out);
+fn product(isa: Isa, w: &PackedTernary, panels: Range<usize>, x: &QuantizedRows, out: &mut [i32]) {
+    isa.ternary_product(w, panels, 0..w.blocks_per_panel(), x, 0..x.rows(), out);
     black_box(out);
 }
 
-fn report(isa: Isa, work: &str, bytes: f64, products: f64, ratio: f64, probe: &str) {
-    println!("{:<12} {work:>10} {bytes:>9.1} {products:>9.1} {ratio:>8.2} {probe:>12}", isa.name());
+fn report(isa: Isa, work: &str, bytes: f64, products: f64, nanoseconds: f64) {
+    let (bandwidth, speed) = (bytes / nanoseconds, products / nanoseconds);
+    print!("{:<12} {work:>8} {bandwidth:>9.1} {speed:>9.1}", isa.name());
 }
 
 /// Reads all words.
@@ -126,23 +130,20 @@ fn read(words: &[u64]) {
     black_box(sums);
 }
 
-/// Best nanoseconds of the work and of its probe, and the median over turns of probe time by work time.
-fn alternate(repeat: usize, mut work: impl FnMut(), mut probe: impl FnMut()) -> (f64, f64, f64) {
-    let (mut best, mut best_probe, mut ratios) = (f64::INFINITY, f64::INFINITY, Vec::new());
-    for _ in 0..TURNS {
-        let before = seconds(repeat, &mut probe);
-        let working = seconds(repeat, &mut work);
-        let after = seconds(repeat, &mut probe);
-        ratios.push((before + after) / 2.0 / working);
-        best = best.min(working);
-        best_probe = best_probe.min(before).min(after);
+/// Nanoseconds of a turn of the work and of its probe.
+fn alternate(mut work: impl FnMut(usize), mut probe: impl FnMut(usize)) -> [f64; 2] {
+    let mut times = [Vec::new(), Vec::new()];
+    let timed = |times: &mut Vec<f64>, run: &mut dyn FnMut(usize), turn| {
+        let start = Instant::now();
+        run(turn);
+        times.push(start.elapsed().as_nanos() as f64);
+    };
+    for turn in 0..TURNS {
+        timed(&mut times[0], &mut work, turn);
+        timed(&mut times[1], &mut probe, turn);
     }
-    ratios.sort_by(f64::total_cmp);
-    (best * 1e9, best_probe * 1e9, ratios[TURNS / 2])
-}
-
-fn seconds(repeat: usize, mut work: impl FnMut()) -> f64 {
-    let start = Instant::now();
-    (0..repeat).for_each(|_| work());
-    start.elapsed().as_secs_f64() / repeat as f64
+    times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times[TURNS / 4]
+    })
 }

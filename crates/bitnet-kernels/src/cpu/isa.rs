@@ -1,7 +1,7 @@
 //! Which instructions the CPU kernels use: found once, tested once, chosen once, and dispatched in one place.
 //!
 //! [`SimdLevel`] names a tier on any machine, [`Isa`] proves that this machine has it. [`Isa::available`] lists only
-//! tiers whose kernels have just given the right answers here ([`super::selftest`]), since CPUID can promise too much
+//! tiers whose kernels have just given the right answers here (`selftest.rs`), since CPUID can promise too much
 //! under virtualization, and [`Isa::best`] takes the one that a short timing finds fastest.
 
 use std::fmt;

@@ -39,7 +39,7 @@ impl SimdLevel {
         Self::NeonDotprod,
     ];
 
-    /// The name that [`Isa::parse`] reads.
+    /// The name that [`Isa::parse`](super::isa::Isa::parse) reads.
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",

@@ -14,6 +14,10 @@ pub const PANEL_ROWS: usize = 16;
 /// Columns of a block.
 pub const BLOCK_COLS: usize = CODES_PER_WORD;
 
+/// The widest matrix that can be packed. Kernels add up 128 · 127 for every four columns in 32 bits, which holds for
+/// 528 000; the widest layer of any published model has 45 568.
+pub const MAX_COLS: usize = 500_000;
+
 /// Sixteen columns of a panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
@@ -45,8 +49,12 @@ pub struct PackedTernary {
 
 impl PackedTernary {
     /// Packs a matrix. The last panel is filled up with rows of zero weights.
+    ///
+    /// # Panics
+    /// If it is wider than [`MAX_COLS`]; a loader refuses such a model before.
     pub fn pack(matrix: &TernaryMatrix) -> Self {
         let (rows, cols) = (matrix.rows(), matrix.cols());
+        assert!(cols <= MAX_COLS, "{cols} columns could overflow 32 bits");
         let blocks_per_panel = words_per_row(cols);
         let panels = rows.div_ceil(PANEL_ROWS);
         let mut blocks = Vec::with_capacity(panels * blocks_per_panel);

@@ -3,7 +3,9 @@
 //! CPUID can promise instructions that a hypervisor does not deliver, and kernels that no developer's machine can run
 //! must prove themselves on the first one that can. All of it takes about a millisecond.
 
-use super::packed::{PANEL_ROWS, PackedTernary};
+use std::ops::Range;
+
+use super::packed::{BLOCK_COLS, PANEL_ROWS, PackedTernary};
 use super::product::Product;
 use crate::activation::QuantizedRows;
 use crate::scalar;
@@ -26,42 +28,64 @@ pub struct WrongProduct {
 /// Holds `run` against the oracle: each number of tokens that has a kernel of its own, odd panels, padding, the
 /// values that come nearest to overflow, and a slice of the columns.
 pub(super) fn check(run: impl Fn(&Product<'_>, &mut [i32])) -> Result<(), WrongProduct> {
-    let mixed = (mixed_matrix(40, 84), mixed_rows(13, 84));
+    let mixed = Case::new("mixed", mixed_matrix(40, 84), mixed_rows(13, 84), 0..6);
     for tokens in 1..=13 {
-        check_case("mixed", &mixed, tokens, 0..6, &run)?;
+        mixed.check(tokens, &run)?;
     }
-    check_case("slice", &mixed, 1, 2..5, &run)?;
-    check_case("slice", &mixed, 3, 2..5, &run)?;
+    let slice = Case::new("slice", mixed_matrix(40, 84), mixed_rows(3, 84), 2..5);
+    slice.check(1, &run)?;
+    slice.check(3, &run)?;
     // 33 blocks: one more than the longest run of 16-bit sums.
-    let extreme = (extreme_matrix(PANEL_ROWS, 33 * 16), extreme_rows(4, 33 * 16));
-    check_case("extreme", &extreme, 4, 0..33, &run)?;
-    check_case("extreme", &extreme, 1, 0..33, &run)
+    let (matrix, x) = (extreme_matrix(PANEL_ROWS, 33 * 16), extreme_rows(4, 33 * 16));
+    let extreme = Case::new("extreme", matrix, x, 0..33);
+    extreme.check(1, &run)?;
+    extreme.check(4, &run)
 }
 
-fn check_case(
-    case: &'static str,
-    (matrix, x): &(TernaryMatrix, QuantizedRows),
-    tokens: usize,
-    blocks: std::ops::Range<usize>,
-    run: impl Fn(&Product<'_>, &mut [i32]),
-) -> Result<(), WrongProduct> {
-    let w = PackedTernary::pack(matrix);
-    let product = Product { blocks, tokens: 0..tokens, ..Product::whole(&w, x) };
-    let columns = product.blocks.start * 16..(product.blocks.end * 16).min(x.cols());
-    let mut out = vec![i32::MIN; product.len()];
-    run(&product, &mut out);
-    for (token, out) in out.chunks(w.panels() * PANEL_ROWS).enumerate() {
-        for (row, &found) in out.iter().enumerate().take(w.rows()) {
-            let expected = scalar::ternary::dot(
-                &matrix.row(row)[product.blocks.clone()],
-                &x.row(token)[columns.clone()],
-            );
-            if found != expected {
+struct Case {
+    name: &'static str,
+    w: PackedTernary,
+    x: QuantizedRows,
+    blocks: Range<usize>,
+    /// What the oracle gives, `[tokens, rows]`.
+    expected: Vec<i32>,
+}
+
+impl Case {
+    fn new(
+        name: &'static str,
+        matrix: TernaryMatrix,
+        x: QuantizedRows,
+        blocks: Range<usize>,
+    ) -> Self {
+        let columns = blocks.start * BLOCK_COLS..(blocks.end * BLOCK_COLS).min(x.cols());
+        let (words, q) =
+            (|row| &matrix.row(row)[blocks.clone()], |token| &x.row(token)[columns.clone()]);
+        let rows = matrix.rows();
+        let expected = (0..x.rows() * rows)
+            .map(|i| scalar::ternary::dot(words(i % rows), q(i / rows)))
+            .collect();
+        Self { name, w: PackedTernary::pack(&matrix), x, blocks, expected }
+    }
+
+    fn check(
+        &self,
+        tokens: usize,
+        run: impl Fn(&Product<'_>, &mut [i32]),
+    ) -> Result<(), WrongProduct> {
+        let (w, x, blocks) = (&self.w, &self.x, self.blocks.clone());
+        let product = Product { blocks, tokens: 0..tokens, ..Product::whole(w, x) };
+        let mut out = vec![i32::MIN; product.len()];
+        run(&product, &mut out);
+        let found = out.chunks(w.panels() * PANEL_ROWS).map(|out| &out[..w.rows()]);
+        for (token, (found, expected)) in found.zip(self.expected.chunks(w.rows())).enumerate() {
+            if let Some(row) = (0..w.rows()).find(|&row| found[row] != expected[row]) {
+                let (case, found, expected) = (self.name, found[row], expected[row]);
                 return Err(WrongProduct { case, tokens, row, token, found, expected });
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// A matrix of all three weights without a visible pattern.

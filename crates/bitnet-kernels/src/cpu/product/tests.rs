@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cpu::isa::Isa;
+use crate::cpu::packed::MAX_COLS;
 use crate::cpu::selftest::{mixed_matrix, mixed_rows};
 use crate::scalar;
 use crate::ternary::{TernaryMatrix, WeightScale};
@@ -134,6 +135,13 @@ fn extreme_rows_do_not_wrap_at_any_flush_boundary() {
             check(&matrix, &one);
         }
     }
+}
+
+#[test]
+fn the_widest_matrix_does_not_wrap() {
+    let cols = MAX_COLS;
+    check(&matrix_of(2, cols, |row, _| 1 - 2 * row as i8), &rows_of(2, cols, |_, _| 127));
+    check(&matrix_of(2, cols, |row, _| 1 - 2 * row as i8), &rows_of(1, cols, |_, _| -127));
 }
 
 #[test]

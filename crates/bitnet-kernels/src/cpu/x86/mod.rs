@@ -98,12 +98,18 @@ fn strips<'a, const LANES: usize, const V: usize>(tile: &Tile<'a>, first: usize)
     })
 }
 
-/// Asks for the blocks that are read 4 KB from now.
+/// Asks for one block 64 KB ahead of block `b`, once in each page of 4 KB.
 ///
-/// The hardware stops at the end of a page; from memory this is worth a tenth of the speed.
+/// The hardware fetches ahead within a page by itself; what it does not do in time is find the next pages. Reading a
+/// matrix from memory on a virtual Zen 4 ran at 1.26 times the speed of a plain read loop this way (also of this kernel
+/// without any prefetch), at 1.1 from one page ahead, and at 0.65 to 0.9 when every block was asked for.
 #[inline(always)]
 fn prefetch(blocks: &[Block], b: usize) {
-    let ahead = blocks.as_ptr().wrapping_add(b + 4096 / size_of::<Block>());
-    // SAFETY: a prefetch is a hint: it reads nothing and does not fault, whatever the address.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
+    const PAGE: usize = 4096;
+    let block = blocks.as_ptr().wrapping_add(b);
+    if block.addr().is_multiple_of(PAGE) {
+        let ahead = block.wrapping_byte_add(16 * PAGE);
+        // SAFETY: a prefetch is a hint: it reads nothing and does not fault, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
+    }
 }

@@ -6,8 +6,8 @@ macro_rules! vnni_kernels {
         /// Products of `N` tokens, for as few that unpacking would cost more than it saves.
         ///
         /// Bit fields are masked and not shifted, and each has its accumulators, worth 1, 4, 16 and 64: every sum is a
-        /// multiple of its worth and at most 128 · 127 · K/4 (in 32 bits up to K = 500 000), so dividing at the end
-        /// is exact. Several accumulators per product also hide the latency of `vpdpbusd`.
+        /// multiple of its worth and at most 128 · 127 · K/4, for which `MAX_COLS` leaves room, so dividing at the end is
+        /// exact. Several accumulators per product also hide the latency of `vpdpbusd`.
         #[target_feature(enable = $features)]
         fn few<const V: usize, const N: usize>(
             strips: [Strip<'_>; V],
@@ -59,10 +59,13 @@ macro_rules! vnni_kernels {
                 tokens[t] = &x.blocks(t)[..strips[0].blocks.len()];
             }
             for b in 0..strips[0].blocks.len() {
+                // With more tokens, computing takes so long that the hardware keeps up, and a branch costs registers.
+                if N <= 5 {
+                    prefetch(strips[0].blocks, b);
+                }
                 let mut codes = [zero(); V];
                 for v in 0..V {
                     codes[v] = load(&strips[v].blocks[b], strips[v].part);
-                    prefetch(strips[v].blocks, b);
                 }
                 for j in 0..4 {
                     let mut field = [zero(); V];
