@@ -1,10 +1,14 @@
 //! The subcommands. A new one is a file here, a line in `mod`, a variant and an arm.
 
+mod benchmark;
 mod chat;
 mod completions;
 mod inference;
 pub mod info;
+mod inspect;
 mod man;
+mod perplexity;
+mod synth;
 mod tokenize;
 
 use anyhow::Result;
@@ -18,6 +22,11 @@ pub enum Command {
     Chat(Box<chat::ChatArgs>),
     Tokenize(tokenize::TokenizeArgs),
     Info(info::InfoArgs),
+    Inspect(inspect::InspectArgs),
+    #[command(visible_alias = "bench")]
+    Benchmark(benchmark::BenchmarkArgs),
+    Perplexity(Box<perplexity::PerplexityArgs>),
+    Synth(synth::SynthArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -27,7 +36,11 @@ pub fn run(command: Command, console: &Console) -> Result<()> {
         Command::Inference(args) => inference::run(*args, console),
         Command::Chat(args) => chat::run(*args, console),
         Command::Tokenize(args) => tokenize::run(&args, console),
-        Command::Info(args) => info::run(&args),
+        Command::Info(args) => info::run(&args, console),
+        Command::Inspect(args) => inspect::run(&args, console),
+        Command::Benchmark(args) => benchmark::run(&args, console),
+        Command::Perplexity(args) => perplexity::run(&args, console),
+        Command::Synth(args) => synth::run(&args, console),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }

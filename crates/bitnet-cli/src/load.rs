@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::args::{ModelArgs, ModelSource};
 use crate::cmd::info::features;
 use crate::console::Console;
+#[cfg(not(all(feature = "demo-model", feature = "hub")))]
 use crate::failure::Failure;
 use crate::threads::{self, Threads};
 
@@ -50,21 +51,27 @@ fn log(model: &BitNetModel, threads: &Threads) {
 
 fn builder(source: Option<&ModelSource>, console: &Console) -> Result<ModelBuilder> {
     match source {
-        Some(source) => Ok(BitNetModel::from_pretrained(resolve(source)?)),
+        Some(source) => Ok(BitNetModel::from_pretrained(resolve(source, console)?)),
         None => demo(console),
     }
 }
 
-/// The local path of a model.
-pub fn resolve(source: &ModelSource) -> Result<PathBuf> {
+/// The local path of a model, downloaded if need be.
+pub fn resolve(source: &ModelSource, console: &Console) -> Result<PathBuf> {
     match source {
         ModelSource::Path(path) => Ok(path.clone()),
-        ModelSource::Hub(id) => {
-            Err(Failure::input(format!("hf:{id}: this program cannot download models"))
-                .hint(format!("`hf download {id}` fetches it; then give its directory to -m"))
-                .into())
-        }
+        ModelSource::Hub(id) => hub(id, console),
     }
+}
+
+#[cfg(feature = "hub")]
+use crate::hub::resolve as hub;
+
+#[cfg(not(feature = "hub"))]
+fn hub(id: &str, _: &Console) -> Result<PathBuf> {
+    Err(Failure::input(format!("{id}: this program was built without downloads"))
+        .hint("fetch the model by other means and give its path to -m")
+        .into())
 }
 
 /// The built-in model.

@@ -4,6 +4,8 @@ mod args;
 mod cmd;
 mod console;
 mod failure;
+#[cfg(feature = "hub")]
+mod hub;
 mod interrupt;
 mod load;
 mod logits;

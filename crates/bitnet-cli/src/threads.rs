@@ -8,7 +8,7 @@ use bitnet_kernels::cpu::topology::Topology;
 use crate::failure::Failure;
 
 /// More than any machine can use on one model, and few enough to start.
-const MAX: usize = 1024;
+pub const MAX: usize = 1024;
 
 /// Variables in order of precedence.
 pub const VARIABLES: [&str; 3] = ["BITNET_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS"];

@@ -5,6 +5,8 @@ pub mod config;
 pub mod decoder;
 pub mod error;
 pub mod format;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod kv;
 pub mod quantize;
 pub mod tokenizer;

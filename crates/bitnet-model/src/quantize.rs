@@ -1,5 +1,7 @@
 //! Float weights made ternary, as BitNet b1.58 defines it.
 
+pub mod blocks;
+
 use bitnet_kernels::{
     dense::DenseMatrix,
     ternary::{CODES_PER_WORD, TernaryMatrix, WeightScale, word_from_codes, words_per_row},

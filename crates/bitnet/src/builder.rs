@@ -14,6 +14,8 @@ use bitnet_kernels::device::Device;
 use bitnet_kernels::kv::PAGE;
 use bitnet_model::decoder::{LoadProgress, Model};
 use bitnet_model::format::Checkpoint;
+#[cfg(feature = "hub")]
+use bitnet_model::hub::{Hub, HubConfig, HubError, HubId};
 use bitnet_model::kv::page_bytes;
 use bitnet_model::tokenizer::Tokenizer;
 
@@ -31,6 +33,8 @@ pub struct ModelBuilder {
     config: ModelConfig,
     inference: InferenceConfig,
     progress: Progress,
+    #[cfg(feature = "hub")]
+    hub: Option<HubConfig>,
 }
 
 enum Source {
@@ -91,6 +95,8 @@ impl ModelBuilder {
             config: ModelConfig::default(),
             inference: InferenceConfig::default(),
             progress: Box::new(|_| {}),
+            #[cfg(feature = "hub")]
+            hub: None,
         }
     }
 
@@ -120,9 +126,41 @@ impl ModelBuilder {
         Self { progress: Box::new(progress), ..self }
     }
 
+    /// Where models named `hf:OWNER/NAME` come from and are kept. Without it such a name is an error.
+    ///
+    /// ```no_run
+    /// use bitnet::{BitNetModel, hub::HubConfig};
+    ///
+    /// let hub = HubConfig::new("/var/cache/models");
+    /// let model = BitNetModel::from_pretrained("hf:microsoft/bitnet-b1.58-2B-4T-gguf").with_hub(hub).load()?;
+    /// # Ok::<(), bitnet::Error>(())
+    /// ```
+    #[cfg(feature = "hub")]
+    pub fn with_hub(self, hub: HubConfig) -> Self {
+        Self { hub: Some(hub), ..self }
+    }
+
+    /// Turns the name of a model on the hub into the path of its files.
+    #[cfg(feature = "hub")]
+    fn resolve(&mut self) -> Result<(), Error> {
+        let Some(name) = self.source.path().and_then(Path::to_str) else { return Ok(()) };
+        if !name.starts_with(HubId::PREFIX) {
+            return Ok(());
+        }
+        let id: HubId = name.parse()?;
+        let no_cache = || HubError::NoCache { id: Box::new(id.clone()) };
+        let config = self.hub.clone().ok_or_else(no_cache)?;
+        let found = Hub::new(config)?.resolve(&id, &mut |_| {})?;
+        self.source = Source::Path(found.path);
+        Ok(())
+    }
+
     /// Loads the model, with as many threads as it will compute with.
-    pub fn load(self) -> Result<BitNetModel, Error> {
+    #[cfg_attr(not(feature = "hub"), expect(unused_mut, reason = "a name on the hub is replaced"))]
+    pub fn load(mut self) -> Result<BitNetModel, Error> {
         let begin = Instant::now();
+        #[cfg(feature = "hub")]
+        self.resolve()?;
         let device = self.config.device.resolve()?;
         let isa = self.config.simd_level.as_deref().map_or_else(|| Ok(Isa::best()), Isa::parse)?;
         let checkpoint = self.source.open(&self.config)?;

@@ -13,6 +13,10 @@ pub enum Error {
     /// The model's files cannot be used.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The model cannot be had from the hub.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] bitnet_model::hub::HubError),
     /// The tokenizer cannot be used, or a text not be tokenized.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
@@ -68,6 +72,8 @@ impl Error {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Load(error) => Some(error.help().to_owned()),
+            #[cfg(feature = "hub")]
+            Self::Hub(error) => Some(error.help()),
             Self::Tokenizer(error) => error.help().map(str::to_owned),
             Self::Chat(error) => error.help().map(str::to_owned),
             Self::Vocabulary { .. } => {

@@ -20,6 +20,7 @@
 //! below it are for those who build something else: `bitnet_inference` (scheduling), `bitnet_model` (files, layers) and
 //! `bitnet_kernels` (arithmetic).
 
+pub mod bench;
 mod builder;
 mod config;
 mod error;
@@ -42,6 +43,8 @@ pub use bitnet_model::config::{ArchConfig, HiddenAct};
 pub use bitnet_model::decoder::LoadProgress;
 pub use bitnet_model::error::LoadError;
 pub use bitnet_model::format::{Checkpoint, I2sLayout, OpenOptions, PackedLayout, TensorInfo};
+#[cfg(feature = "hub")]
+pub use bitnet_model::hub;
 pub use bitnet_model::tokenizer::{ChatError, Message, Role, Special, Tokenizer, TokenizerError};
 pub use builder::ModelBuilder;
 pub use config::{LoadingStrategy, ModelConfig, automatic_threads};

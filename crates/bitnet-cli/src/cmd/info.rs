@@ -1,7 +1,7 @@
 //! `info`: what this machine has, what the engine makes of it, and what is in a model file.
 
 mod cpu;
-mod model;
+pub mod model;
 
 pub use cpu::features;
 
@@ -12,6 +12,7 @@ use bitnet_kernels::cpu::topology::Topology;
 use serde_json::{Map, Value, json};
 
 use crate::args::{ModelSource, ThreadArgs};
+use crate::console::Console;
 use crate::report::Table;
 use crate::threads::{self, IGNORED, Threads};
 
@@ -38,7 +39,7 @@ pub struct Section {
     pub json: (&'static str, Value),
 }
 
-pub fn run(args: &InfoArgs) -> Result<()> {
+pub fn run(args: &InfoArgs, console: &Console) -> Result<()> {
     let topology = Topology::detect();
     let mut sections = vec![cpu::processor(&topology), cpu::levels()];
     if !args.cpu {
@@ -47,7 +48,7 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         sections.push(program());
     }
     if let Some(source) = &args.model {
-        sections.extend(model::sections(source)?);
+        sections.extend(model::sections(source, console)?);
     }
     let mut out = io::stdout().lock();
     if args.json {

@@ -79,7 +79,7 @@ fn with_tokenizer(
 ) -> Result<()> {
     match source {
         Some(source) => {
-            let path = load::resolve(source)?;
+            let path = load::resolve(source, console)?;
             let checkpoint =
                 Checkpoint::open(&path, &OpenOptions::default()).map_err(Error::from)?;
             let tokenizer = Tokenizer::from_source(&checkpoint.tokenizer_source());

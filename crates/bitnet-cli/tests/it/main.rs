@@ -4,6 +4,8 @@ mod chat;
 mod errors;
 mod inference;
 mod machine;
+mod measure;
+mod models;
 #[cfg(unix)]
 mod signals;
 mod tools;
@@ -15,7 +17,7 @@ use std::process::{Command, Output, Stdio};
 /// The program, without the tester's own settings.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet-cli"));
-    let ours = ["BITNET_", "RAYON_", "OMP_", "MKL_", "OPENBLAS_", "RUST_LOG", "NO_COLOR"];
+    let ours = ["BITNET_", "HF_", "RAYON_", "OMP_", "MKL_", "OPENBLAS_", "RUST_LOG", "NO_COLOR"];
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| ours.iter().any(|prefix| name.starts_with(prefix))) {
             command.env_remove(name);

@@ -9,6 +9,7 @@ pub mod isa;
 pub mod level;
 pub mod packed;
 pub mod pool;
+pub mod probe;
 pub(crate) mod product;
 pub mod selection;
 mod selftest;

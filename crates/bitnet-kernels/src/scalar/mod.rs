@@ -15,7 +15,7 @@ pub mod ternary;
 pub const LANES: usize = 16;
 
 /// Adds up partial sums as a balanced tree.
-#[inline(always)]
+#[inline(never)] // inlined, its halving makes LLVM cut the loop before it into pairs of lanes, which halves the head's speed
 pub(crate) fn add_lanes<const N: usize>(mut lanes: [f32; N]) -> f32 {
     const { assert!(N.is_power_of_two()) };
     let mut width = N / 2;

@@ -1,6 +1,7 @@
 //! What a model file holds: encodings, sizes, and what they would be in floats.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::Result;
 use bitnet::{Checkpoint, Error, OpenOptions};
@@ -8,6 +9,7 @@ use serde_json::json;
 
 use super::Section;
 use crate::args::ModelSource;
+use crate::console::Console;
 use crate::load;
 use crate::report::{Align, Table, bytes};
 
@@ -19,10 +21,15 @@ struct Group {
     bytes: u64,
 }
 
-pub fn sections(source: &ModelSource) -> Result<[Section; 2]> {
-    let path = load::resolve(source)?;
+pub fn sections(source: &ModelSource, console: &Console) -> Result<[Section; 2]> {
+    let path = load::resolve(source, console)?;
     let checkpoint = Checkpoint::open(&path, &OpenOptions::default()).map_err(Error::from)?;
-    let (config, groups) = (checkpoint.config(), groups(&checkpoint));
+    Ok(of_checkpoint(&path, &checkpoint))
+}
+
+/// What the model is, and its encodings.
+pub fn of_checkpoint(path: &Path, checkpoint: &Checkpoint) -> [Section; 2] {
+    let (config, groups) = (checkpoint.config(), groups(checkpoint));
     let all = groups.values().fold(Group::default(), |all, group| all.add(group));
     let mut table = Table::facts();
     table.row(["path", &path.display().to_string()]);
@@ -40,7 +47,7 @@ pub fn sections(source: &ModelSource) -> Result<[Section; 2]> {
         "f32_bytes": 4 * all.parameters, "f16_bytes": 2 * all.parameters,
     });
     let facts = Section { title: "Model", text: table.render("  "), json: ("model", json) };
-    Ok([facts, encodings(&groups)])
+    [facts, encodings(&groups)]
 }
 
 fn encodings(groups: &BTreeMap<&'static str, Group>) -> Section {

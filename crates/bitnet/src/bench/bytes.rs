@@ -1,0 +1,99 @@
+//! What one token reads from memory.
+
+use bitnet_kernels::cpu::packed::{BLOCK_COLS, PANEL_ROWS};
+use bitnet_kernels::kv::{KvType, PAGE};
+use bitnet_model::config::ArchConfig;
+use bitnet_model::format::Checkpoint;
+use bitnet_model::kv::page_bytes;
+use serde::Serialize;
+
+use crate::info::{self, PartBytes};
+use crate::model::BitNetModel;
+
+/// Bytes that generating one token reads, by part. Activations stay in cache and are not counted.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct TokenBytes {
+    /// Ternary weights as they lie in memory: two bits each, rows and columns filled up to multiples of 16.
+    pub ternary: u64,
+    /// The output head, as it is stored.
+    pub head: u64,
+    /// Norms in f32, and one row of the embedding.
+    pub other: u64,
+    /// Keys and values of all earlier tokens.
+    pub kv: u64,
+    /// Earlier tokens, on average.
+    pub context: f64,
+}
+
+impl TokenBytes {
+    /// Of a loaded model, with `context` earlier tokens on average.
+    pub fn new(model: &BitNetModel, context: f64) -> Self {
+        let info = model.info();
+        Self::of_parts(model.config(), &info.bytes, info.kv_bytes_per_token, context)
+    }
+
+    /// Of a model that need not be loaded.
+    pub fn of_checkpoint(checkpoint: &Checkpoint, kv_dtype: KvType, context: f64) -> Self {
+        let (config, (_, parts)) = (checkpoint.config(), info::tensors(checkpoint));
+        Self::of_parts(config, &parts, page_bytes(config, kv_dtype) / PAGE, context)
+    }
+
+    fn of_parts(config: &ArchConfig, parts: &PartBytes, kv_bytes: usize, context: f64) -> Self {
+        let head = match config.tie_word_embeddings {
+            true => parts.embedding,
+            false => parts.head,
+        };
+        let embedding_row = parts.embedding / config.vocab_size as u64;
+        Self {
+            ternary: linears(config)
+                .iter()
+                .map(|&(rows, cols)| packed_bytes(rows, cols))
+                .sum::<u64>()
+                * config.num_hidden_layers as u64,
+            head,
+            other: 4 * norm_weights(config) + embedding_row,
+            kv: (kv_bytes as f64 * context) as u64,
+            context,
+        }
+    }
+
+    /// All parts together.
+    pub fn total(&self) -> u64 {
+        self.ternary + self.head + self.other + self.kv
+    }
+}
+
+/// Rows and columns of a layer's ternary matrices.
+fn linears(config: &ArchConfig) -> [(usize, usize); 7] {
+    let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
+    let q = config.num_attention_heads * config.head_dim;
+    let kv = config.num_key_value_heads * config.head_dim;
+    [
+        (q, hidden),
+        (kv, hidden),
+        (kv, hidden),
+        (hidden, q),
+        (ffn, hidden),
+        (ffn, hidden),
+        (hidden, ffn),
+    ]
+}
+
+/// Ternary weights of a model: as many multiplications and additions make one token.
+pub fn ternary_weights(config: &ArchConfig) -> u64 {
+    let layer: usize = linears(config).iter().map(|(rows, cols)| rows * cols).sum();
+    (layer * config.num_hidden_layers) as u64
+}
+
+fn packed_bytes(rows: usize, cols: usize) -> u64 {
+    (rows.next_multiple_of(PANEL_ROWS) * cols.next_multiple_of(BLOCK_COLS) / 4) as u64
+}
+
+fn norm_weights(config: &ArchConfig) -> u64 {
+    let sub_norms = match config.sub_norms {
+        true => config.num_attention_heads * config.head_dim + config.intermediate_size,
+        false => 0,
+    };
+    let layer = 2 * config.hidden_size + sub_norms;
+    (layer * config.num_hidden_layers + config.hidden_size) as u64
+}
