@@ -81,19 +81,24 @@ pub fn multiply_adds(isa: Isa, threads: usize, time: Duration) -> std::io::Resul
 mod tests {
     use super::*;
 
+    /// The fastest turn: others may have been interrupted.
+    fn best(rates: std::io::Result<Vec<f64>>) -> f64 {
+        rates.unwrap().into_iter().fold(0.0, f64::max)
+    }
+
     #[test]
     fn a_buffer_in_cache_is_read_no_faster_than_a_processor_can() {
-        let rates = ReadProbe::new(64 << 10).measure(1, Duration::from_millis(5)).unwrap();
+        let best = best(ReadProbe::new(64 << 10).measure(1, Duration::from_millis(5)));
         // 64 bytes twice a cycle at 6 GHz is more than any processor does; a loop that was optimized away shows more.
-        assert!(rates.iter().all(|&rate| rate > 1e8 && rate < 768e9), "{rates:?}");
+        assert!(best > 1e8 && best < 768e9, "{best:e} bytes/s");
     }
 
     #[test]
     fn every_tier_multiplies_and_adds() {
         for &isa in Isa::available() {
-            let rates = multiply_adds(isa, 1, Duration::from_millis(2)).unwrap();
+            let best = best(multiply_adds(isa, 1, Duration::from_millis(2)));
             // 512 products twice a cycle at 6 GHz; a loop that was optimized away shows more.
-            assert!(rates.iter().all(|&rate| rate > 1e7 && rate < 6e12), "{isa}: {rates:?}");
+            assert!(best > 1e7 && best < 6e12, "{isa}: {best:e} products/s");
         }
     }
 }
