@@ -4,6 +4,7 @@ mod chat;
 mod errors;
 mod inference;
 mod machine;
+mod malformed;
 #[cfg(unix)]
 mod signals;
 mod tools;
