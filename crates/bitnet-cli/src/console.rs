@@ -52,7 +52,7 @@ impl Console {
     /// Something good to know.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            self.line(text, DIM);
+            self.line(&printable(text), DIM);
         }
     }
 
@@ -65,21 +65,21 @@ impl Console {
 
     /// What the user asked for just now, quiet or not.
     pub fn reply(&self, text: &str) {
-        self.line(text, DIM);
+        self.line(&printable(text), DIM);
     }
 
     /// Something that works, but not as hoped.
     pub fn warn(&self, text: &str) {
         if !self.quiet {
-            self.line(&format!("{} {text}", self.paint("warning:", YELLOW)), "");
+            self.line(&format!("{} {}", self.paint("warning:", YELLOW), printable(text)), "");
         }
     }
 
     /// Something that does not work, and what to try.
     pub fn error(&self, text: &str, hint: Option<&str>) {
-        self.line(&format!("{} {text}", self.paint("error:", RED)), "");
+        self.line(&format!("{} {}", self.paint("error:", RED), printable(text)), "");
         if let Some(hint) = hint {
-            self.line(&format!("{} {hint}", self.paint("hint:", CYAN)), "");
+            self.line(&format!("{} {}", self.paint("hint:", CYAN), printable(hint)), "");
         }
     }
 
@@ -97,8 +97,9 @@ impl Console {
 
     /// Starts logging to stderr, as `RUST_LOG` says, else as `-v` does: warnings only without either.
     pub fn install_log(&self) -> Result<()> {
-        let filter = match std::env::var("RUST_LOG") {
-            Ok(value) if !value.is_empty() => EnvFilter::try_new(&value).map_err(|error| {
+        let value = std::env::var_os("RUST_LOG").map(|value| value.to_string_lossy().into_owned());
+        let filter = match value {
+            Some(value) if !value.is_empty() => EnvFilter::try_new(&value).map_err(|error| {
                 Failure::input(format!("RUST_LOG={value} is no log filter: {error}"))
                     .hint("use error, warn, info, debug or trace, or module=level,…")
             })?,
@@ -120,8 +121,31 @@ impl Console {
     }
 }
 
+/// Messages quote files and templates, which must not steer the terminal.
+fn printable(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => safe.push(c),
+            c if c.is_control() => safe.extend(c.escape_default()),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
 const DIM: &str = "\u{1b}[2m";
 const RED: &str = "\u{1b}[1;31m";
 const YELLOW: &str = "\u{1b}[1;33m";
 const CYAN: &str = "\u{1b}[1;36m";
 const RESET: &str = "\u{1b}[0m";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_do_not_steer_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2J\r\n\té"), "a\\u{1b}[2J\\r\n\té");
+    }
+}

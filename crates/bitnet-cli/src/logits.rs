@@ -1,20 +1,37 @@
 //! Logits as a safetensors file: eight bytes of header length, a JSON header, then the numbers.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use bitnet::Logits;
 
-/// Writes `logits` [tokens, vocab] f32. The file appears whole or not at all.
+/// Writes `logits` [tokens, vocab] f32. A file appears whole or not at all.
 pub fn write(path: &Path, logits: &Logits) -> Result<()> {
+    let written = match fs::metadata(path) {
+        // Renaming would put a file in the place of the device, pipe or link, for everyone on the machine.
+        Ok(found) if !found.is_file() => {
+            OpenOptions::new().write(true).open(path).and_then(|file| write_to(file, logits))
+        }
+        Ok(_) => fs::canonicalize(path).and_then(|path| replace(&path, logits)),
+        Err(_) => replace(path, logits),
+    };
+    written.with_context(|| format!("{}: cannot be written", path.display()))
+}
+
+fn replace(path: &Path, logits: &Logits) -> io::Result<()> {
     let part = beside(path);
-    let written = write_to(&part, logits).and_then(|()| fs::rename(&part, path));
+    let written = File::create_new(&part)
+        .and_then(|file| {
+            write_to(file.try_clone()?, logits)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(&part, path));
     if written.is_err() {
         let _ = fs::remove_file(&part); // it may never have come to be
     }
-    written.with_context(|| format!("{}: cannot be written", path.display()))
+    written
 }
 
 /// A name in the same directory, so that renaming is atomic; the process's id keeps two runs apart.
@@ -24,8 +41,8 @@ fn beside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-fn write_to(path: &Path, logits: &Logits) -> std::io::Result<()> {
-    let mut file = BufWriter::new(File::create_new(path)?);
+fn write_to(file: File, logits: &Logits) -> io::Result<()> {
+    let mut file = BufWriter::new(file);
     let bytes = 4 * logits.data.len();
     let header = serde_json::json!({
         "logits": { "dtype": "F32", "shape": [logits.tokens, logits.vocab], "data_offsets": [0, bytes] }
@@ -37,5 +54,5 @@ fn write_to(path: &Path, logits: &Logits) -> std::io::Result<()> {
     for value in &logits.data {
         file.write_all(&value.to_le_bytes())?;
     }
-    file.into_inner()?.sync_all()
+    file.flush()
 }

@@ -74,9 +74,11 @@ impl EngineConfig {
                 format!("at least max_batch_size, {max_batch_size}: a token for each sequence");
             return Err(InvalidConfig::new("max_batch_tokens", max_batch_tokens, expected));
         }
+        let pages = self.pages(model, max_seq_len)?;
+        self.try_to_reserve(model, max_seq_len, pages)?;
         Ok(Limits {
             max_seq_len,
-            pages: self.pages(model, max_seq_len)?,
+            pages,
             max_batch_size,
             max_batch_tokens,
             max_outputs: (STEP_LOGITS / model.vocab_size).max(1),
@@ -96,6 +98,25 @@ impl EngineConfig {
         }
     }
 
+    /// Fails where the cache could not be made: a model may claim a context for which no machine has the memory, and an
+    /// allocation that fails later would end the process.
+    fn try_to_reserve(
+        &self,
+        model: &ArchConfig,
+        max_seq_len: usize,
+        pages: usize,
+    ) -> Result<(), InvalidConfig> {
+        let layers = model.num_hidden_layers;
+        let layer = (page_bytes(model, self.kv_dtype) / layers).saturating_mul(pages);
+        if !is_refused(layers, layer) {
+            return Ok(());
+        }
+        let bytes = layer.saturating_mul(layers);
+        let expected =
+            format!("so small that its keys and values, now {bytes} bytes, fit in memory");
+        Err(InvalidConfig::new("max_seq_len", max_seq_len, expected))
+    }
+
     /// Pages within the memory allowed, at least those of one full sequence and at most those of a full batch.
     fn pages(&self, model: &ArchConfig, max_seq_len: usize) -> Result<usize, InvalidConfig> {
         let page = page_bytes(model, self.kv_dtype);
@@ -113,6 +134,17 @@ impl EngineConfig {
         }
         Ok((bytes / page).min(all))
     }
+}
+
+/// Asks for the memory of each layer and gives it back untouched; whether the system refused any.
+fn is_refused(layers: usize, bytes: usize) -> bool {
+    let mut reserved: Vec<Vec<u8>> = Vec::new();
+    !(0..layers).all(|_| {
+        let mut layer = Vec::new();
+        let given = layer.try_reserve_exact(bytes).is_ok();
+        reserved.push(layer);
+        given
+    })
 }
 
 fn at_least_one(field: &'static str, value: usize) -> Result<(), InvalidConfig> {
@@ -196,6 +228,14 @@ mod tests {
                 "`kv_cache_bytes` is 4915200; it should be 0 or at least 9830400 bytes, a sequence of 65 tokens",
             ),
         );
+    }
+
+    #[test]
+    fn a_context_for_which_no_machine_has_the_memory_is_an_error() {
+        let mut model = model();
+        (model.max_position_embeddings, model.num_hidden_layers) = (i32::MAX as usize, 1 << 12);
+        let error = EngineConfig::default().limits(&model).unwrap_err().to_string();
+        assert!(error.starts_with("`max_seq_len` is 2147483647; it should be so small"), "{error}");
     }
 
     #[test]

@@ -161,6 +161,7 @@ impl LoadError {
                     "check the path; a Hugging Face id has to be downloaded first"
                 }
                 std::io::ErrorKind::PermissionDenied => "give yourself permission to read the file",
+                std::io::ErrorKind::InvalidInput => "put a regular file there",
                 _ => "check the disk, or copy the file and try the copy",
             },
             Self::NoModel { .. } => {

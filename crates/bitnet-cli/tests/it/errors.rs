@@ -127,6 +127,33 @@ fn a_file_that_cannot_be_written_is_a_failure() {
     );
 }
 
+/// Logits go to a file beside the one named, which is then renamed. Done to a pipe, a device or a link, that would put a file
+/// in its place, and `--logits /dev/null` as root would take away everyone's /dev/null.
+#[test]
+#[cfg(unix)]
+fn logits_go_through_pipes_and_links_and_do_not_replace_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let write = |name: &str| {
+        let file = path(name);
+        let args = ["run", "-p", "Once", "-n", "0", "--logits", file.to_str().unwrap()];
+        assert_eq!(run(args).code, Some(0), "{name}");
+    };
+    std::fs::write(path("file"), "old").unwrap();
+    std::os::unix::fs::symlink("file", path("link")).unwrap();
+    write("link");
+    assert!(path("link").is_symlink());
+    let expected = std::fs::read(path("file")).unwrap();
+    assert!(expected.len() > 4096);
+
+    assert!(std::process::Command::new("mkfifo").arg(path("pipe")).status().unwrap().success());
+    let pipe = path("pipe");
+    let reader = std::thread::spawn(move || std::fs::read(pipe).unwrap());
+    write("pipe");
+    assert!(!path("pipe").is_file());
+    assert_eq!(reader.join().unwrap(), expected);
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_is_a_failure_and_no_panic() {

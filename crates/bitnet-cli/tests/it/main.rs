@@ -4,6 +4,7 @@ mod chat;
 mod errors;
 mod inference;
 mod machine;
+mod malformed;
 mod measure;
 mod models;
 #[cfg(unix)]

@@ -160,7 +160,7 @@ impl Checkpoint {
     /// Where the tokenizer is described.
     pub fn tokenizer_source(&self) -> TokenizerSource<'_> {
         match &self.kind {
-            Kind::Gguf(metadata) => TokenizerSource::Gguf(metadata),
+            Kind::Gguf(metadata) => TokenizerSource::Gguf(&self.path, metadata),
             Kind::HuggingFace(_) => TokenizerSource::Directory(self.path.clone()),
         }
     }

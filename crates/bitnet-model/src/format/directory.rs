@@ -2,14 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Read,
     path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use super::{Tensor, json, safetensors, source::Source};
+use super::{
+    Tensor, json, safetensors,
+    source::{Source, read_small},
+};
 use crate::error::LoadError;
 
 pub(super) const CONFIG: &str = "config.json";
@@ -17,8 +19,9 @@ pub(super) const GENERATION: &str = "generation_config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Largest JSON file read. An index of a model with 10^5 tensors has 10 MB.
-const MAX_JSON: u64 = 64 << 20;
+/// Largest JSON file read. An index of a model with 10^5 tensors has 10 MB. As general values, a list of small numbers takes
+/// twenty times its length, so this bounds memory too.
+const MAX_JSON: u64 = 16 << 20;
 
 /// All weight files of a checkpoint.
 pub(super) struct Shards {
@@ -129,10 +132,8 @@ fn check_against_index(
 
 /// Reads a JSON file of reasonable size.
 pub(super) fn read_json(path: &Path) -> Result<Map<String, Value>, LoadError> {
-    let io_error = |source| LoadError::Io { path: path.into(), source };
-    let file = std::fs::File::open(path).map_err(io_error)?;
-    let mut text = Vec::new();
-    file.take(MAX_JSON + 1).read_to_end(&mut text).map_err(io_error)?;
+    let text =
+        read_small(path, MAX_JSON).map_err(|source| LoadError::Io { path: path.into(), source })?;
     if text.len() as u64 > MAX_JSON {
         return Err(LoadError::Malformed {
             path: path.into(),

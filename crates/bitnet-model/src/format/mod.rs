@@ -10,9 +10,12 @@ mod json;
 mod mmap;
 mod names;
 mod safetensors;
-mod source;
+pub(crate) mod source;
 
-use std::{ops::Range, path::PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use bitnet_kernels::dense::DenseType;
 
@@ -75,8 +78,8 @@ pub struct TensorInfo {
 /// Where the tokenizer of a checkpoint is described.
 #[derive(Clone, Debug)]
 pub enum TokenizerSource<'a> {
-    /// In the metadata of its GGUF file.
-    Gguf(&'a Metadata),
+    /// In the metadata of its GGUF file, which is here.
+    Gguf(&'a Path, &'a Metadata),
     /// In JSON files of this directory.
     Directory(PathBuf),
 }

@@ -13,6 +13,20 @@ use bytes::Bytes;
 use super::mmap::Mapping;
 use crate::error::LoadError;
 
+/// Reads a small file whole, but no more than one byte past `limit`, so that the caller sees that it is longer.
+///
+/// Pipes and devices are refused before they are opened: one may never end, the other never begin.
+pub(crate) fn read_small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let kind = std::fs::metadata(path)?.file_type();
+    if !kind.is_file() && !kind.is_dir() {
+        let found = "it is a pipe or device, and no regular file";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, found));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// The bytes of one file: mapped, already in memory, or read when they are asked for.
 #[derive(Debug)]
 pub(super) enum Source {
@@ -24,12 +38,13 @@ pub(super) enum Source {
 impl Source {
     pub fn open(path: &Path, mmap: bool) -> Result<Self, LoadError> {
         let io_error = |source| LoadError::Io { path: path.into(), source };
-        let file = File::open(path).map_err(io_error)?;
-        let metadata = file.metadata().map_err(io_error)?;
-        if !metadata.is_file() {
+        // Opening a pipe would wait for someone to write to it, so its kind is asked first.
+        if !std::fs::metadata(path).map_err(io_error)?.is_file() {
             let found = "neither a file nor a directory".to_owned();
             return Err(LoadError::NoModel { path: path.into(), found });
         }
+        let file = File::open(path).map_err(io_error)?;
+        let metadata = file.metadata().map_err(io_error)?;
         if mmap {
             Ok(Self::Mapped(Mapping::new(&file).map_err(io_error)?))
         } else {

@@ -199,8 +199,31 @@ pub struct ChatTemplate {
 
 const NAME: &str = "chat";
 
+/// Longest template in bytes. The longest published ones have 30,000.
+const MAX_SOURCE: usize = 1 << 17;
+
+/// Stack to compile on. The parser recurses once for each operator of a chain such as `a + a + …`, so at most once for each
+/// byte of [`MAX_SOURCE`], with frames of less than 2 KiB. Only what is used of it takes memory.
+const COMPILER_STACK: usize = MAX_SOURCE << 11;
+
 impl ChatTemplate {
     fn new(source: &str) -> Result<Self, String> {
+        if source.len() > MAX_SOURCE {
+            return Err(format!(
+                "it has {} bytes, and at most {MAX_SOURCE} are read",
+                source.len()
+            ));
+        }
+        std::thread::scope(|scope| {
+            let compiler = std::thread::Builder::new().stack_size(COMPILER_STACK);
+            let thread = compiler
+                .spawn_scoped(scope, || Self::compile(source))
+                .map_err(|error| format!("no thread to read it on: {error}"))?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn compile(source: &str) -> Result<Self, String> {
         let mut environment = Environment::new();
         // As transformers sets them.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();

@@ -1,7 +1,7 @@
 //! What can be wrong with a tokenizer, and with text given to it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a tokenizer could not be loaded, or a text not be encoded.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +67,20 @@ impl TokenizerError {
         Self::Encode { reason: reason.into() }
     }
 
+    /// Names the file before the key.
+    pub(super) fn in_file(mut self, path: &Path) -> Self {
+        if let Self::Malformed { place, .. } | Self::Unsupported { place, .. } = &mut self {
+            *place = format!("{}: {place}", path.display());
+        }
+        self
+    }
+
     /// What to try next.
     pub fn help(&self) -> Option<&'static str> {
         match self {
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
+                Some("put a regular file there")
+            }
             Self::Read { .. } => Some("check that the path is right and that you may read it"),
             Self::NotFound { .. } => Some(
                 "download tokenizer.json and tokenizer_config.json of the same model into this directory",

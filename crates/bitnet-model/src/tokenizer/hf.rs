@@ -1,6 +1,5 @@
 //! Tokenizers of Hugging Face checkpoints: `tokenizer.json` and the small files beside it.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -15,9 +14,13 @@ use super::json::{Merges, TokenizerFile, VocabFile};
 use super::table::{Kind, MAX_IDS, Style, TokenTable, parse_byte_token};
 use super::words::Words;
 use super::{Model, Tokenizer, stop_names};
+use crate::format::source::read_small;
 
-/// Far above any real file (Gemma's tokenizer.json has 33 MB), and still loads on a small machine.
-const MAX_FILE: u64 = 256 << 20;
+/// Longest tokenizer.json, above any real one (Gemma's has 33 MB).
+const MAX_TOKENIZER: u64 = 64 << 20;
+
+/// Longest of the files beside it; those of published models have less than a megabyte.
+const MAX_SIDE_FILE: u64 = 16 << 20;
 
 /// Settings from the files beside tokenizer.json; each file may be missing.
 struct Settings {
@@ -34,7 +37,7 @@ impl Tokenizer {
     /// `generation_config.json`, `config.json` (stop tokens only) and `chat_template.jinja`.
     pub fn from_directory(dir: &Path) -> Result<Self, TokenizerError> {
         let path = dir.join("tokenizer.json");
-        let Some(text) = read(&path)? else {
+        let Some(text) = read(&path, MAX_TOKENIZER)? else {
             let sentence_piece = dir.join("tokenizer.model");
             return Err(match sentence_piece.exists() {
                 true => TokenizerError::SentencePieceOnly { path: sentence_piece },
@@ -50,7 +53,7 @@ impl Tokenizer {
             generation_config: read_json(&dir.join("generation_config.json"))?,
             config: read_json(&dir.join("config.json"))?,
         };
-        let template_file = read(&dir.join("chat_template.jinja"))?;
+        let template_file = read(&dir.join("chat_template.jinja"), MAX_SIDE_FILE)?;
         let mut tokenizer = build(&name, &file, &settings)?;
         tokenizer.chat =
             Chat::from_files(dir, template_file, &settings.tokenizer_config["chat_template"]);
@@ -59,23 +62,23 @@ impl Tokenizer {
 }
 
 /// The text of a file, or none if there is no such file.
-fn read(path: &Path) -> Result<Option<String>, TokenizerError> {
-    let error = |source| TokenizerError::Read { path: path.into(), source };
-    match fs::metadata(path) {
+fn read(path: &Path, limit: u64) -> Result<Option<String>, TokenizerError> {
+    let bytes = match read_small(path, limit) {
         Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(error(source)),
-        Ok(metadata) if metadata.len() > MAX_FILE => {
-            let problem =
-                format!("{} bytes, but no such file is longer than {MAX_FILE}", metadata.len());
-            return Err(TokenizerError::malformed(path.display().to_string(), problem));
-        }
-        Ok(_) => {}
+        bytes => bytes.map_err(|source| TokenizerError::Read { path: path.into(), source })?,
+    };
+    let malformed = |problem| TokenizerError::malformed(path.display().to_string(), problem);
+    if bytes.len() as u64 > limit {
+        return Err(malformed(format!("longer than {limit} bytes, as no such file is")));
     }
-    fs::read_to_string(path).map(Some).map_err(error)
+    let text = String::from_utf8(bytes).map_err(|error| {
+        malformed(format!("not UTF-8 text from byte {} on", error.utf8_error().valid_up_to()))
+    })?;
+    Ok(Some(text))
 }
 
 fn read_json(path: &Path) -> Result<Value, TokenizerError> {
-    match read(path)? {
+    match read(path, MAX_SIDE_FILE)? {
         None => Ok(Value::Null),
         Some(text) => serde_json::from_str(&text).map_err(|error| {
             TokenizerError::malformed(path.display().to_string(), error.to_string())

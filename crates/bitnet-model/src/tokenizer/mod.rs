@@ -74,7 +74,9 @@ impl Tokenizer {
     /// Loads the tokenizer of a checkpoint.
     pub fn from_source(source: &TokenizerSource<'_>) -> Result<Self, TokenizerError> {
         match source {
-            TokenizerSource::Gguf(metadata) => Self::from_gguf(metadata),
+            TokenizerSource::Gguf(path, metadata) => {
+                Self::from_gguf(metadata).map_err(|error| error.in_file(path))
+            }
             TokenizerSource::Directory(dir) => Self::from_directory(dir),
         }
     }

@@ -42,7 +42,7 @@ pub fn of_checkpoint(path: &Path, checkpoint: &Checkpoint) -> [Section; 2] {
     table.row(["in f32", &all.against(4)]);
     table.row(["in f16", &all.against(2)]);
     let json = json!({
-        "path": path, "architecture": config.architecture, "parameters": all.parameters, "bytes": all.bytes,
+        "path": path.to_string_lossy(), "architecture": config.architecture, "parameters": all.parameters, "bytes": all.bytes,
         "context_length": config.max_position_embeddings,
         "f32_bytes": 4 * all.parameters, "f16_bytes": 2 * all.parameters,
     });

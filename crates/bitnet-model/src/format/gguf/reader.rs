@@ -11,18 +11,23 @@ use crate::{
 /// all; 2^24 of them keep a hostile file below half a gigabyte of memory.
 const MAX_ELEMENTS: u64 = 1 << 24;
 
+/// Bytes that all texts of a file may have together. The tokens and merges of the largest vocabularies have ten million;
+/// a file can claim as much as it is long, and a sparse one is long for nothing.
+const MAX_TEXT: u64 = 1 << 28;
+
 pub struct Reader<'a> {
     inner: &'a mut dyn Read,
     path: &'a Path,
     size: u64,
     offset: u64,
     elements: u64,
+    text: u64,
 }
 
 impl<'a> Reader<'a> {
     /// `size`: bytes that `inner` has.
     pub fn new(inner: &'a mut dyn Read, path: &'a Path, size: u64) -> Self {
-        Self { inner, path, size, offset: 0, elements: 0 }
+        Self { inner, path, size, offset: 0, elements: 0, text: 0 }
     }
 
     pub fn path(&self) -> &'a Path {
@@ -97,6 +102,11 @@ impl<'a> Reader<'a> {
     pub fn string(&mut self, what: &str) -> Result<String, LoadError> {
         let len = self.u64(what)?;
         self.need(len, what)?;
+        self.text = self.text.saturating_add(len);
+        if self.text > MAX_TEXT {
+            let expected = format!("so short that all texts together stay below {MAX_TEXT} bytes");
+            return Err(self.malformed(what, format!("a text of {len} bytes"), expected));
+        }
         let mut bytes = vec![0; len as usize]; // `need` has compared it with the file
         self.fill(&mut bytes, what)?;
         String::from_utf8(bytes).map_err(|error| {
@@ -129,7 +139,7 @@ impl<'a> Reader<'a> {
         let reason = match version {
             2 | 3 => return Ok(()),
             1 => "its lengths have 32 bits, and nothing has written it since 2023".to_owned(),
-            _ if version.swap_bytes() <= 0xffff => {
+            _ if (1..=0xffff).contains(&version.swap_bytes()) => {
                 return Err(self.unsupported(
                     "a big-endian GGUF file".into(),
                     "all layouts here are little-endian".into(),
