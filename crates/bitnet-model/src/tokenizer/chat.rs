@@ -13,10 +13,12 @@ use std::path::Path;
 use std::str::FromStr;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value, context, machinery};
 
 use super::added::AddedToken;
+use super::chat_budget::{self, Budget};
 use super::chat_functions;
+use super::chat_program::Program;
 use super::error::TokenizerError;
 
 /// Who says a message.
@@ -190,11 +192,14 @@ impl Chat {
     }
 }
 
-/// A compiled chat template.
+/// A chat template that compiles.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    syntax: SyntaxConfig,
     source: String,
+    /// What is compiled: the source without `{% generation %}`.
+    program: String,
 }
 
 const NAME: &str = "chat";
@@ -225,16 +230,17 @@ impl ChatTemplate {
 
     fn compile(source: &str) -> Result<Self, String> {
         let mut environment = Environment::new();
+        environment.set_debug(false);
+        chat_functions::add(&mut environment);
         // As transformers sets them.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| error.to_string())?);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        chat_functions::add(&mut environment);
-        environment
-            .add_template_owned(NAME, chat_functions::ignore_generation_tags(source))
+        let syntax = syntax.map_err(|error| error.to_string())?;
+        let program = chat_functions::ignore_generation_tags(source);
+        let compile = || Program::compile(NAME, &program, &syntax).map(drop);
+        on_deep_stack(compile)
+            .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?;
-        Ok(Self { environment, source: source.into() })
+        Ok(Self { environment, syntax, source: source.into(), program })
     }
 
     /// The template's own text.
@@ -248,11 +254,12 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         special_names: &[(&'static str, String)],
     ) -> Result<String, ChatError> {
-        let list = messages
+        let list: Vec<Value> = messages
             .iter()
-            .map(|Message { role, content }| context! { role => role.as_str(), content });
+            .map(|Message { role, content }| context! { role => role.as_str(), content })
+            .collect();
         let mut variables = vec![
-            ("messages", list.collect::<Value>()),
+            ("messages", Value::from(list)),
             ("add_generation_prompt", add_generation_prompt.into()),
             // transformers passes both, and templates test them for none.
             ("tools", Value::from(())),
@@ -262,50 +269,52 @@ impl ChatTemplate {
             .extend(special_names.iter().map(|(name, token)| (*name, Value::from(token.as_str()))));
 
         let content: usize = messages.iter().map(|message| message.content.len()).sum();
-        let mut output = Output { bytes: Vec::new(), limit: MAX_OUTPUT + 16 * content };
-        // The environment is cheap to clone: the compiled template in it is shared.
+        let largest = MAX_OUTPUT.saturating_add(content.saturating_mul(16));
+        let budget = Budget::new(MAX_DATA.saturating_add(content.saturating_mul(256)), largest);
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * messages.len() as u64));
-        let result = environment.get_template(NAME).and_then(|template| {
-            template.render_captured_to(Value::from_pairs(variables), &mut output).map(drop)
-        });
-        match result {
-            Ok(()) => String::from_utf8(output.bytes)
-                .map_err(|error| ChatError::Render { reason: error.to_string() }),
-            Err(error)
-                if matches!(error.kind(), ErrorKind::OutOfFuel | ErrorKind::WriteFailure) =>
-            {
-                Err(ChatError::Endless)
-            }
-            Err(error) => Err(ChatError::Render { reason: chat_functions::message(&error) }),
+        chat_budget::add(&mut environment, &budget);
+
+        let failed =
+            |error: &dyn std::error::Error| ChatError::Render { reason: error.to_string() };
+        match on_deep_stack(|| self.run(&environment, Value::from_pairs(variables))) {
+            Err(error) => Err(failed(&error)),
+            Ok(Ok(text)) if text.len() > largest => Err(ChatError::Endless),
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(error)) if error.kind() == ErrorKind::OutOfFuel => Err(ChatError::Endless),
+            Ok(Err(error)) => Err(ChatError::Render { reason: chat_functions::message(&error) }),
         }
+    }
+
+    fn run(&self, environment: &Environment<'_>, variables: Value) -> Result<String, Error> {
+        let program = Program::compile(NAME, &self.program, &self.syntax)?;
+        let mut text = String::new();
+        let mut output = machinery::make_string_output(&mut text);
+        let Program { main, blocks } = &program;
+        machinery::eval(environment, main, variables, blocks, &mut output, AutoEscape::None)?;
+        Ok(text)
     }
 }
 
-/// Instructions that a template may run. Qwen 3's, one of the longest, needs some 100 for each message.
+/// Instructions that a template may run, checks included. Qwen 3's, one of the longest, needs some 100 for each message
+/// without them.
 const FUEL: u64 = 100_000;
 const FUEL_PER_MESSAGE: u64 = 5_000;
 
-/// Bytes that a template may write, besides its messages. Real ones write a few kilobytes.
+/// Bytes that a template may write, besides its messages, and that any list may take. Real ones write a few kilobytes.
 const MAX_OUTPUT: usize = 1 << 20;
 
-struct Output {
-    bytes: Vec<u8>,
-    limit: usize,
-}
+/// Bytes that all values together may take, besides the messages, in lists and texts that are freed again too.
+const MAX_DATA: usize = 64 << 20;
 
-impl io::Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + bytes.len() > self.limit {
-            return Err(io::Error::other("a chat template wrote too much"));
-        }
-        self.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
+/// Compiling and running a template recurse, 1000 levels at most, and may be called on a small stack.
+const STACK: usize = 16 << 20;
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+fn on_deep_stack<T: Send>(run: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run)?;
+        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 /// Characters that a control token needs, and what stands for them in messages.

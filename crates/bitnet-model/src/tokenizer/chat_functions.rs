@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
 
-/// Adds `raise_exception`, `strftime_now` and Python's `tojson`.
+/// Adds `raise_exception` and `strftime_now`.
 pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -14,7 +14,6 @@ pub(super) fn add(environment: &mut Environment<'static>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         strftime(now, &format)
     });
-    environment.add_filter("tojson", to_json);
 }
 
 /// The reason without minijinja's name for its kind, which says nothing to a user of `raise_exception`.
@@ -114,7 +113,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`; Jinja's own filter would escape `<` for HTML.
-fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
+pub(super) fn to_json(value: Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let _: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
@@ -205,7 +204,7 @@ mod tests {
     #[test]
     fn json_is_written_as_in_python() {
         let mut environment = Environment::new();
-        add(&mut environment);
+        environment.add_filter("tojson", to_json);
         let check = |template: &str, expected: &str| {
             let value = context! { a => "<é\n>", b => vec![Value::from(1), Value::from(true), Value::from(())] };
             assert_eq!(environment.render_str(template, context! { value }).unwrap(), expected);

@@ -33,27 +33,48 @@ struct Settings {
 impl Tokenizer {
     /// Loads the tokenizer of a Hugging Face checkpoint.
     ///
-    /// Reads `tokenizer.json` and, where present, `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `generation_config.json`, `config.json` (stop tokens only) and `chat_template.jinja`.
+    /// Reads the files that [`from_files`](Self::from_files) names.
     pub fn from_directory(dir: &Path) -> Result<Self, TokenizerError> {
-        let path = dir.join("tokenizer.json");
-        let Some(text) = read(&path, MAX_TOKENIZER)? else {
+        let limit =
+            |name: &str| if name == "tokenizer.json" { MAX_TOKENIZER } else { MAX_SIDE_FILE };
+        Self::from_files(dir, |name| read(&dir.join(name), limit(name))).map_err(|error| {
             let sentence_piece = dir.join("tokenizer.model");
-            return Err(match sentence_piece.exists() {
-                true => TokenizerError::SentencePieceOnly { path: sentence_piece },
-                false => TokenizerError::NotFound { dir: dir.into() },
-            });
-        };
-        let name = path.display().to_string();
+            match error {
+                TokenizerError::NotFound { .. } if sentence_piece.exists() => {
+                    TokenizerError::SentencePieceOnly { path: sentence_piece }
+                }
+                error => error,
+            }
+        })
+    }
+
+    /// Loads the tokenizer of a Hugging Face checkpoint from texts that need not be files.
+    ///
+    /// `text_of` gives a file's text by its name, or none where there is no such file. It is asked for `tokenizer.json`,
+    /// which must be there, `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json`, `config.json`
+    /// (stop tokens only) and `chat_template.jinja`. Errors speak of files in `dir`.
+    pub fn from_files(
+        dir: &Path,
+        text_of: impl Fn(&str) -> Result<Option<String>, TokenizerError>,
+    ) -> Result<Self, TokenizerError> {
+        let name = dir.join("tokenizer.json").display().to_string();
+        let text = text_of("tokenizer.json")?
+            .ok_or_else(|| TokenizerError::NotFound { dir: dir.into() })?;
         let file: TokenizerFile = serde_json::from_str(&text)
             .map_err(|error| TokenizerError::malformed(&name, error.to_string()))?;
-        let settings = Settings {
-            tokenizer_config: read_json(&dir.join("tokenizer_config.json"))?,
-            special_tokens_map: read_json(&dir.join("special_tokens_map.json"))?,
-            generation_config: read_json(&dir.join("generation_config.json"))?,
-            config: read_json(&dir.join("config.json"))?,
+        let json_of = |name: &str| match text_of(name)? {
+            None => Ok(Value::Null),
+            Some(text) => serde_json::from_str(&text).map_err(|error| {
+                TokenizerError::malformed(dir.join(name).display().to_string(), error.to_string())
+            }),
         };
-        let template_file = read(&dir.join("chat_template.jinja"), MAX_SIDE_FILE)?;
+        let settings = Settings {
+            tokenizer_config: json_of("tokenizer_config.json")?,
+            special_tokens_map: json_of("special_tokens_map.json")?,
+            generation_config: json_of("generation_config.json")?,
+            config: json_of("config.json")?,
+        };
+        let template_file = text_of("chat_template.jinja")?;
         let mut tokenizer = build(&name, &file, &settings)?;
         tokenizer.chat =
             Chat::from_files(dir, template_file, &settings.tokenizer_config["chat_template"]);
@@ -75,15 +96,6 @@ fn read(path: &Path, limit: u64) -> Result<Option<String>, TokenizerError> {
         malformed(format!("not UTF-8 text from byte {} on", error.utf8_error().valid_up_to()))
     })?;
     Ok(Some(text))
-}
-
-fn read_json(path: &Path) -> Result<Value, TokenizerError> {
-    match read(path, MAX_SIDE_FILE)? {
-        None => Ok(Value::Null),
-        Some(text) => serde_json::from_str(&text).map_err(|error| {
-            TokenizerError::malformed(path.display().to_string(), error.to_string())
-        }),
-    }
 }
 
 fn build(

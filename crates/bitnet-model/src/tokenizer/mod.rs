@@ -7,7 +7,9 @@
 mod added;
 mod bpe;
 mod chat;
+mod chat_budget;
 mod chat_functions;
+mod chat_program;
 mod decode;
 mod error;
 mod fold_hash;

@@ -14,7 +14,7 @@ use super::split::{GPT2, Splitter};
 /// What happens to text before the model.
 #[derive(Debug)]
 pub(super) struct Words {
-    normalizer: Option<NormalizerWrapper>,
+    normalizers: Vec<NormalizerWrapper>,
     steps: Vec<Step>,
     /// The steps for text that does not start the input, where they differ.
     inner_steps: Option<Vec<Step>>,
@@ -41,7 +41,7 @@ impl Words {
     pub(super) fn of_patterns(patterns: &[&str]) -> Result<Self, String> {
         let step = |pattern: &&str| Splitter::new(pattern).map(Step::isolate);
         let steps = patterns.iter().map(step).collect::<Result<_, _>>()?;
-        Ok(Self { normalizer: None, steps, inner_steps: None })
+        Ok(Self { normalizers: Vec::new(), steps, inner_steps: None })
     }
 
     /// Words as `normalizer` and `pre_tokenizer` of a tokenizer.json say, and what they are made of.
@@ -52,16 +52,18 @@ impl Words {
         normalizer: Option<&Value>,
         pre_tokenizer: Option<&Value>,
     ) -> Result<(Self, Atoms), TokenizerError> {
-        let normalizer = normalizer
-            .filter(|value| !value.is_null())
-            .map(|value| parse_normalizer(file, value))
-            .transpose()?;
+        let mut normalizers = Vec::new();
+        if let Some(value) = normalizer.filter(|value| !value.is_null()) {
+            flatten(file, &NORMALIZERS, value, &mut normalizers)?;
+        }
+        let normalizers = normalizers.iter().map(|leaf| parse_leaf(file, NORMALIZERS.key, leaf));
+        let normalizers = normalizers.collect::<Result<_, _>>()?;
         let mut leaves = Vec::new();
         if let Some(value) = pre_tokenizer.filter(|value| !value.is_null()) {
-            flatten(file, value, &mut leaves)?;
+            flatten(file, &PRE_TOKENIZERS, value, &mut leaves)?;
         }
         let (steps, atoms) = parse_steps(file, &leaves)?;
-        let mut words = Self { normalizer, steps, inner_steps: None };
+        let mut words = Self { normalizers, steps, inner_steps: None };
         if leaves.iter().any(|leaf| leaf["prepend_scheme"] == "first") {
             for leaf in leaves.iter_mut().filter(|leaf| leaf["prepend_scheme"] == "first") {
                 leaf["prepend_scheme"] = "never".into();
@@ -79,14 +81,10 @@ impl Words {
         mut word: impl FnMut(&str) -> Result<(), TokenizerError>,
     ) -> Result<(), TokenizerError> {
         let normalized;
-        let text = match &self.normalizer {
-            None => text,
-            Some(normalizer) => {
-                let mut string = NormalizedString::from(text);
-                normalizer
-                    .normalize(&mut string)
-                    .map_err(|error| TokenizerError::encode(error.to_string()))?;
-                normalized = string.get().to_owned();
+        let text = match self.normalizers.as_slice() {
+            [] => text,
+            normalizers => {
+                normalized = normalize(normalizers, text)?;
                 &normalized
             }
         };
@@ -106,6 +104,34 @@ impl Words {
             .into_iter()
             .try_for_each(|(text, ..)| word(text))
     }
+}
+
+/// How much longer than a text its normalized form may be. Real normalizers write `▁` for a space, three bytes for one;
+/// compatibility forms grow elevenfold at most.
+const MAX_GROWTH: usize = 16;
+
+fn normalize(normalizers: &[NormalizerWrapper], text: &str) -> Result<String, TokenizerError> {
+    let limit = text.len().saturating_mul(MAX_GROWTH).saturating_add(1 << 16);
+    let mut string = NormalizedString::from(text);
+    for normalizer in normalizers {
+        let len = string.get().len();
+        // These two could make a text of any length at once.
+        let longest = match normalizer {
+            NormalizerWrapper::Replace(replace) => {
+                (len + 1).saturating_mul(replace.content.len()).saturating_add(len)
+            }
+            NormalizerWrapper::Prepend(prepend) => len.saturating_add(prepend.prepend.len()),
+            _ => len,
+        };
+        if longest > limit {
+            let problem = format!("its normalizer may make {longest} bytes of {}", text.len());
+            return Err(TokenizerError::encode(problem));
+        }
+        normalizer
+            .normalize(&mut string)
+            .map_err(|error| TokenizerError::encode(error.to_string()))?;
+    }
+    Ok(string.get().to_owned())
 }
 
 /// The common case, all steps isolating matches, without `PreTokenizedString` and its 16 bytes of offsets for each byte.
@@ -135,59 +161,71 @@ fn apply(step: &Step, string: &mut PreTokenizedString) -> tokenizers::Result<()>
     }
 }
 
-/// Nothing else is handed to the `tokenizers` crate, which trusts some of its other types too much.
-const NORMALIZERS: [&str; 9] =
-    ["Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "Prepend", "Replace"];
-const PRE_TOKENIZERS: [&str; 9] = [
-    "Sequence",
-    "Split",
-    "ByteLevel",
-    "Metaspace",
-    "Digits",
-    "Punctuation",
-    "Whitespace",
-    "WhitespaceSplit",
-    "UnicodeScripts",
-];
-
-fn parse_normalizer(file: &str, value: &Value) -> Result<NormalizerWrapper, TokenizerError> {
-    fn check(file: &str, value: &Value) -> Result<(), TokenizerError> {
-        check_type(file, "normalizer", value, &NORMALIZERS)?;
-        let parts = value["normalizers"].as_array();
-        parts.into_iter().flatten().try_for_each(|part| check(file, part))
-    }
-    check(file, value)?;
-    serde_json::from_value(value.clone()).map_err(|error| {
-        TokenizerError::malformed(format!("{file}: `normalizer`"), error.to_string())
-    })
+/// Types that are handed to the `tokenizers` crate, which trusts some of its others too much.
+struct Known {
+    key: &'static str,
+    /// The key of a sequence's parts.
+    parts: &'static str,
+    types: [&'static str; 9],
 }
 
-fn check_type(file: &str, key: &str, value: &Value, known: &[&str]) -> Result<(), TokenizerError> {
-    match value["type"].as_str() {
-        Some(name) if known.contains(&name) => Ok(()),
-        Some(name) => Err(TokenizerError::Unsupported {
-            place: format!("{file}: `{key}`"),
-            found: name.into(),
-            known: known.join(", "),
-        }),
-        None => Err(TokenizerError::malformed(format!("{file}: `{key}`"), "its `type` is missing")),
-    }
-}
+const NORMALIZERS: Known = Known {
+    key: "normalizer",
+    parts: "normalizers",
+    types: ["Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "Prepend", "Replace"],
+};
+
+const PRE_TOKENIZERS: Known = Known {
+    key: "pre_tokenizer",
+    parts: "pretokenizers",
+    types: [
+        "Sequence",
+        "Split",
+        "ByteLevel",
+        "Metaspace",
+        "Digits",
+        "Punctuation",
+        "Whitespace",
+        "WhitespaceSplit",
+        "UnicodeScripts",
+    ],
+};
+
+/// Parts of a sequence. Real ones have up to six, and each may take another look at every word.
+const MAX_PARTS: usize = 32;
 
 /// Lists the parts of nested sequences.
-fn flatten(file: &str, value: &Value, leaves: &mut Vec<Value>) -> Result<(), TokenizerError> {
-    check_type(file, "pre_tokenizer", value, &PRE_TOKENIZERS)?;
-    if value["type"] != "Sequence" {
-        leaves.push(value.clone());
-        return Ok(());
+fn flatten(
+    file: &str,
+    known: &Known,
+    value: &Value,
+    leaves: &mut Vec<Value>,
+) -> Result<(), TokenizerError> {
+    let place = || format!("{file}: `{}`", known.key);
+    let name = value["type"]
+        .as_str()
+        .ok_or_else(|| TokenizerError::malformed(place(), "its `type` is missing"))?;
+    if !known.types.contains(&name) {
+        return Err(TokenizerError::Unsupported {
+            place: place(),
+            found: name.into(),
+            known: known.types.join(", "),
+        });
     }
-    let parts = value["pretokenizers"].as_array().ok_or_else(|| {
-        TokenizerError::malformed(
-            format!("{file}: `pre_tokenizer`"),
-            "its `pretokenizers` is not a list",
-        )
-    })?;
-    parts.iter().try_for_each(|part| flatten(file, part, leaves))
+    if name == "Sequence" {
+        let parts = value[known.parts].as_array().ok_or_else(|| {
+            TokenizerError::malformed(place(), format!("its `{}` is not a list", known.parts))
+        })?;
+        return parts.iter().try_for_each(|part| flatten(file, known, part, leaves));
+    }
+    // Each writes the text of the one before in an alphabet of characters with two bytes: it doubles.
+    let again = name == "ByteLevel" && leaves.iter().any(|leaf| leaf["type"] == "ByteLevel");
+    if again || leaves.len() == MAX_PARTS {
+        let problem = if again { "two parts are ByteLevel" } else { "it has too many parts" };
+        return Err(TokenizerError::malformed(place(), problem));
+    }
+    leaves.push(value.clone());
+    Ok(())
 }
 
 fn parse_steps(file: &str, leaves: &[Value]) -> Result<(Vec<Step>, Atoms), TokenizerError> {
@@ -206,11 +244,11 @@ fn parse_steps(file: &str, leaves: &[Value]) -> Result<(Vec<Step>, Atoms), Token
             }
             let mut leaf = leaf.clone();
             leaf["use_regex"] = false.into();
-            steps.push(Step::Other(parse_leaf(file, &leaf)?));
+            steps.push(Step::Other(parse_leaf(file, PRE_TOKENIZERS.key, &leaf)?));
         } else if leaf["type"] == "Split" {
             steps.push(parse_split(file, leaf)?);
         } else {
-            steps.push(Step::Other(parse_leaf(file, leaf)?));
+            steps.push(Step::Other(parse_leaf(file, PRE_TOKENIZERS.key, leaf)?));
         }
     }
     Ok((steps, Atoms::Chars))
@@ -218,11 +256,11 @@ fn parse_steps(file: &str, leaves: &[Value]) -> Result<(Vec<Step>, Atoms), Token
 
 fn parse_leaf<T: serde::de::DeserializeOwned>(
     file: &str,
+    key: &str,
     leaf: &Value,
 ) -> Result<T, TokenizerError> {
-    serde_json::from_value(leaf.clone()).map_err(|error| {
-        TokenizerError::malformed(format!("{file}: `pre_tokenizer`"), error.to_string())
-    })
+    serde_json::from_value(leaf.clone())
+        .map_err(|error| TokenizerError::malformed(format!("{file}: `{key}`"), error.to_string()))
 }
 
 fn parse_split(file: &str, leaf: &Value) -> Result<Step, TokenizerError> {
@@ -238,7 +276,7 @@ fn parse_split(file: &str, leaf: &Value) -> Result<Step, TokenizerError> {
         String(String),
         Regex(String),
     }
-    let Split { pattern, behavior, invert } = parse_leaf(file, leaf)?;
+    let Split { pattern, behavior, invert } = parse_leaf(file, PRE_TOKENIZERS.key, leaf)?;
     let pattern = match pattern {
         SplitPattern::Regex(pattern) => pattern,
         SplitPattern::String(text) => fancy_regex::escape(&text).into_owned(),

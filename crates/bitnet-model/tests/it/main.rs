@@ -1,4 +1,5 @@
-//! What crosses module borders: whole models against the reference's numbers.
+//! What crosses module borders: whole models against the reference's numbers, and what fuzzing found.
 
 mod golden;
 mod reference;
+mod seeds;

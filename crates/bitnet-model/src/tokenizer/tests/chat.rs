@@ -118,7 +118,7 @@ fn a_template_may_refuse_a_conversation() {
 #[test]
 fn a_template_that_fails_is_an_error() {
     for template in
-        ["{{ messages.nothing.here }}", "{{ missing() }}", "{{ 1 / 0 }}", "{{ 'a' * 1000000000 }}"]
+        ["{{ messages.nothing.here }}", "{{ missing() }}", "{{ 1 / 0 }}", "{{ 'a' * messages }}"]
     {
         let error = with_template(template).encode_chat(&user("hi"), true).unwrap_err();
         assert!(matches!(error, ChatError::Render { .. }), "{template}: {error}");
@@ -135,6 +135,125 @@ fn endless_templates_are_stopped() {
         assert!(matches!(error, ChatError::Endless), "{error}");
     }
     with_template(deep).encode_chat(&user("hi"), true).unwrap_err();
+}
+
+/// Each of these would take the memory or the stack of the whole machine if the number of instructions were the only limit.
+const GREEDY: [&str; 29] = [
+    "{% set x = 'ab' %}{% for i in range(40) %}{% set ns = namespace(x=x) %}{% endfor %}{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x * 2 %}{% endfor %}",
+    "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x | replace('', ns.x) %}{% endfor %}",
+    "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x.replace('', ns.x) %}{% endfor %}",
+    "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] | join(ns.x) %}{% endfor %}",
+    "{% set ns = namespace(x='\"') %}{% for i in range(60) %}{% set ns.x = ns.x | tojson %}{% endfor %}",
+    "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x | list | string %}{% endfor %}",
+    "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}{% endfor %}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | length }}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = {'a': ns.x, 'b': ns.x} %}{% endfor %}{{ ns.x == ns.x }}",
+    "{% macro f(x, n) %}{% if n > 0 %}{{ f(x ~ x, n - 1) }}{% endif %}{% endmacro %}{{ f('ab', 60) }}",
+    "{% for x in ['ab'] recursive %}{{ loop([x ~ x]) }}{% endfor %}",
+    "{% set x %}{% for i in range(9999) %}{% for j in range(9) %}{{ messages[0].content * 20000 }}{% endfor %}{% endfor %}{% endset %}",
+    "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(9999) %}{% set ns.x = [ns.x | reverse, 1][0][0:] | map('string') %}{% endfor %}{% set ns.y = [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]] %}",
+    "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
+    "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns ~ '' }}",
+    "{{ '%999999999d' | format(1) }}{{ '{:>999999999}'.format(1) }}",
+    "{{ [1] | batch(999999999, 0) | length }}{{ [1] | slice(999999999) | length }}",
+    "{{ 'a\nb' | indent(999999999) }}",
+    "{{ 'a\nb' | indent(width=999999999) }}",
+    "{{ '{:{}}'.format('a', 999999999) }}",
+    "{{ '%*d' | format(999999999, 1) }}",
+    "{% set x = 'a' * 999999 %}{{ [1, 2, 3] | join(d=x) | length }}{% for i in range(999) %}{{ x | list | join(x) | length }}{% endfor %}",
+    "{% set x = 'a' * 999999 %}{% for i in range(9999) %}{{ x | unique | length }}{% endfor %}",
+    "{% set x = 'a' * 999999 %}{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = ns.l + [x[1:]] %}{% endfor %}",
+    "{% set x = ['a'] * 9999 %}{% for i in range(9999) %}{% if x == x and x in [[], x] and 0 < 1 < x | length %}{{ i }}{% endif %}{% endfor %}",
+];
+
+#[test]
+fn greedy_templates_are_stopped() {
+    for template in GREEDY {
+        let error = with_template(template).encode_chat(&user("hi"), true).unwrap_err();
+        assert!(
+            matches!(error, ChatError::Endless | ChatError::Render { .. }),
+            "{template}: {error}"
+        );
+    }
+}
+
+#[test]
+fn templates_that_would_exhaust_the_compiler_are_refused() {
+    let chain = format!("{{{{ 1{} }}}}", "+1".repeat(100_000));
+    let filters = format!("{{{{ 1{} }}}}", "|int".repeat(100_000));
+    let attributes = format!("{{{{ messages{} }}}}", ".a".repeat(100_000));
+    let constants = "{{ 'a' * 100000000 }}".repeat(100);
+    let list = "{{ ([1] * 10000 * 10000) | length }}".repeat(100);
+    let nested = "{% if 1 %}".repeat(10_000);
+    for template in [chain, filters, attributes, constants, list, nested, " ".repeat(1 << 20)] {
+        let error = with_template(&template).encode_chat(&user("hi"), true).unwrap_err();
+        assert!(matches!(error, ChatError::Syntax { .. }), "{error}");
+    }
+}
+
+#[test]
+fn checks_change_no_result() {
+    let check = |template: &str, expected: &str| {
+        assert_eq!(
+            with_template(template).render_chat(&user("hi"), true).unwrap(),
+            expected,
+            "{template}"
+        );
+    };
+    check(
+        "{{ 1 + 2 * 3 - 4 }}{{ 'a' + 'b' ~ 1 ~ none }}{{ 'ab' * 2 }}{{ 3 * 'c' }}",
+        "3ab1Noneababccc",
+    );
+    check("{{ [1] + [2, 'x'] }}{{ [0] * 3 }}", "[1, 2, 'x'][0, 0, 0]");
+    check(
+        "{% set a, b = 1, 'x' %}{{ b }}{{ a }}{% set c = {'k': [a, b][::-1]} %}{{ c.k[0] }}{{ c | tojson }}",
+        "x1x{\"k\": [\"x\", 1]}",
+    );
+    check(
+        "{% for k, v in {'a': 1, 'b': 2} | items %}{{ loop.index }}{{ k }}{{ v }}{{ '' if loop.last else ',' }}{% endfor %}",
+        "1a1,2b2",
+    );
+    check("{% for m in messages if m.role == 'x' %}{% else %}none{% endfor %}", "none");
+    check(
+        "{% macro f(x, y=2) %}{% set z = x + y %}{{ z }}{% endmacro %}{% set g = f %}{{ g(1) }}{{ f(y=5, x=1) }}",
+        "36",
+    );
+    check(
+        "{% macro f() %}<{{ caller('a' ~ 'b') }}>{% endmacro %}{% call(x) f() %}{{ x ~ x }}{% endcall %}",
+        "<abab>",
+    );
+    check(
+        "{% set ns = namespace(n=1, l=[]) %}{% for i in range(3) %}{% set ns.n = ns.n * 2 %}{% set ns.l = ns.l + [i] %}{% endfor %}{{ ns.n }}{{ ns.l }}",
+        "8[0, 1, 2]",
+    );
+    check(
+        "{% set x %}a{{ messages[0].content }}b{% endset %}{{ x | upper }}{{ x | length }}",
+        "AHIB4",
+    );
+    check(
+        "{% for x in [[1, [2]], 3] recursive %}{{ loop(x) if x is sequence else x }}{% endfor %}",
+        "123",
+    );
+    check(
+        "{% for g in [{'r': 1}, {'r': 1}] | groupby('r') %}{{ g.grouper }}{{ g.list | length }}{% endfor %}",
+        "12",
+    );
+    check(
+        "{% for m in messages %}{% set outer = loop %}{% for i in [1, 2] %}{{ outer.index }}{{ i }}{% endfor %}{% endfor %}",
+        "1112",
+    );
+    check(
+        "{% block a %}{% set x = 'b' ~ 'c' %}{{ x }}{% endblock %}{% with y = 1 + 1 %}{{ y }}{% endwith %}{% filter upper %}{{ 'u' }}v{% endfilter %}",
+        "bc2UV",
+    );
+    check(
+        "{{ 'yes' if 1 < 2 <= 2 and 'h' in messages[0].content else 'no' }}{{ ', '.join(['a', 'b']) }}{{ '%s-%d' | format('a', 3) }}",
+        "yesa, ba-3",
+    );
 }
 
 #[test]

@@ -119,6 +119,27 @@ fn unknown_or_wrong_parts_are_refused_by_name() {
 }
 
 #[test]
+fn text_that_would_grow_without_end_is_refused() {
+    let double = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+    let mut greedy = file();
+    for normalizer in [
+        json!({"type": "Sequence", "normalizers": vec![double; 30]}),
+        json!({"type": "Replace", "pattern": {"Regex": ""}, "content": "a".repeat(70_000)}),
+        json!({"type": "Prepend", "prepend": "a".repeat(70_000)}),
+    ] {
+        greedy["normalizer"] = normalizer;
+        let tokenizer = load(&greedy.to_string(), &[]).unwrap();
+        let error = tokenizer.encode("a", Special::Text, false).unwrap_err();
+        assert!(error.to_string().contains("normalizer"), "{error}");
+    }
+    let sequence = |part: serde_json::Value, count| json!({"type": "Sequence", "pretokenizers": vec![part; count]});
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false});
+    refused("/pre_tokenizer", sequence(byte_level, 2), &["`pre_tokenizer`", "ByteLevel"]);
+    let whitespace = json!({"type": "Whitespace"});
+    refused("/pre_tokenizer", sequence(whitespace, 33), &["`pre_tokenizer`", "too many"]);
+}
+
+#[test]
 fn a_post_processor_without_its_token_is_refused() {
     let mut wrong = file();
     wrong["post_processor"] = json!({"type": "TemplateProcessing", "special_tokens": {},
