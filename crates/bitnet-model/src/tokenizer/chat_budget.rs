@@ -211,6 +211,11 @@ impl Budget {
                 let items = args.get(list).and_then(Value::len).unwrap_or(0);
                 self.require(items.saturating_mul(weight - weights.get(list).unwrap_or(&0)))
             }
+            // Each sum is a value of its own.
+            "sum" => {
+                let items = args.first().and_then(Value::len).unwrap_or(0);
+                self.spend(items.saturating_mul(weight) / NODE)
+            }
             // Spaces for each line, or items to fill up with.
             "indent" | "batch" | "slice" | "round" => match largest_number(&args[1..])? {
                 count if count > MAX_COUNT => Err(invalid("a number is too large")),

@@ -2,7 +2,8 @@
 //!
 //! Encoding goes in four steps, a file each: `added` cuts control tokens out of the text, `words` normalizes the rest and
 //! `split` cuts it into words, and `bpe` or `sentencepiece` turns each word into tokens with the loop in `merge`.
-//! `decode` goes back, and `chat` renders conversations. `hf` and `gguf` only fill in a [`Tokenizer`].
+//! `decode` goes back, and `chat` renders conversations with templates that `chat_program` compiles and `chat_budget` keeps
+//! within bounds. `hf` and `gguf` only fill in a [`Tokenizer`].
 
 mod added;
 mod bpe;

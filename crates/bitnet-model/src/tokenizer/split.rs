@@ -69,8 +69,11 @@ impl Splitter {
         let (mut parts, mut done, mut at) = (Vec::new(), 0, 0);
         while at < text.len() {
             let Some((start, end)) = self.find_at(text, at)? else { break };
-            if start == end {
-                at = end + text[end..].chars().next().map_or(1, char::len_utf8);
+            // `\K` in a look-behind starts a match before where it was looked for.
+            let start = start.max(done);
+            if start >= end {
+                at = at.max(end);
+                at += text[at..].chars().next().map_or(1, char::len_utf8);
                 continue;
             }
             parts.extend((done < start).then_some(((done, start), false)));
@@ -142,6 +145,12 @@ mod tests {
         let text = "a".repeat(40);
         let error = Splitter::new(r"(a|aa)+(?=b)\1").unwrap().split(&text).unwrap_err();
         assert!(error.contains("gave up"), "{error}");
+    }
+
+    #[test]
+    fn no_text_is_found_twice() {
+        // `\K` in a look-behind starts the second match inside the first.
+        check(r"b|(?<=a\Kb)c", "abc", &["a", "b", "c"]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ fn every_seed_is_a_tokenizer_or_an_error() {
         let ending = name.extension().and_then(|ending| ending.to_str());
         match ending {
             Some("json") => assert!(files, "{}", name.display()),
-            Some("gguf") => assert!(metadata, "{}", name.display()),
+            Some("metadata") => assert!(metadata, "{}", name.display()),
             _ => {}
         }
     }
