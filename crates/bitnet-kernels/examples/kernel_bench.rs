@@ -13,6 +13,7 @@ use std::time::Instant;
 use bitnet_kernels::activation::QuantizedRows;
 use bitnet_kernels::cpu::isa::{Isa, IsaError};
 use bitnet_kernels::cpu::packed::PackedTernary;
+use bitnet_kernels::cpu::probe::read;
 use bitnet_kernels::ternary::{TernaryMatrix, WeightScale, words_per_row};
 
 const COLS: usize = 2560;
@@ -116,18 +117,6 @@ fn product(isa: Isa, w: &PackedTernary, panels: Range<usize>, x: &QuantizedRows,
 fn report(isa: Isa, work: &str, bytes: f64, products: f64, nanoseconds: f64) {
     let (bandwidth, speed) = (bytes / nanoseconds, products / nanoseconds);
     print!("{:<12} {work:>8} {bandwidth:>9.1} {speed:>9.1}", isa.name());
-}
-
-/// Reads all words.
-#[inline(never)]
-fn read(words: &[u64]) {
-    let mut sums = [0_u64; 16];
-    for words in black_box(words).as_chunks::<16>().0 {
-        for (sum, word) in sums.iter_mut().zip(words) {
-            *sum ^= word;
-        }
-    }
-    black_box(sums);
 }
 
 /// Nanoseconds of a turn of the work and of its probe.
