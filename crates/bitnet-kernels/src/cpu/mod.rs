@@ -5,6 +5,7 @@
 pub mod aarch64;
 mod bitlinear;
 pub mod floats;
+pub mod head;
 pub mod isa;
 pub mod level;
 pub mod packed;
@@ -25,12 +26,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::activation::QuantizedRows;
 use crate::backend::{Backend, Gated, Norm, Span};
 use crate::dense::DenseMatrix;
+use crate::head::{HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
 use crate::scalar::attention::Context;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
 pub use bitlinear::CpuTernary;
 use bitlinear::Part;
+pub use head::CpuHead;
+use head::split::SplitRows;
 use isa::Isa;
 use packed::{PANEL_ROWS, PackedTernary};
 use pool::{Stripe, ThreadPool, stripes};
@@ -41,8 +45,6 @@ const MAX_PANELS: usize = 16;
 const TOKEN_BLOCK: usize = 48;
 /// Tokens of a sequence that attend together, so that a block of keys or values is read once for all of them.
 const ATTENTION_TOKENS: usize = 4;
-/// Rows of the head that a thread takes at a time.
-const HEAD_ROWS: usize = 64;
 
 /// Computes on the processor with the threads of one pool.
 pub struct CpuBackend {
@@ -88,6 +90,7 @@ impl Matrix {
 pub struct CpuScratch {
     quantized: QuantizedRows,
     normed: Matrix,
+    split: SplitRows,
 }
 
 impl CpuBackend {
@@ -132,7 +135,7 @@ impl CpuBackend {
 
     /// Fills `scratch.quantized` with the int8 form of `x`, normed first if there is a norm.
     fn quantize(&self, scratch: &mut CpuScratch, x: &Matrix, norm: Option<&Norm<Vec<f32>>>) {
-        let CpuScratch { quantized, normed } = scratch;
+        let CpuScratch { quantized, normed, .. } = scratch;
         quantized.resize(x.rows(), x.cols);
         normed.resize(x.rows(), x.cols);
         let normed_rows = normed.data.chunks_mut(x.cols.max(1));
@@ -206,6 +209,7 @@ impl CpuBackend {
 impl Backend for CpuBackend {
     type Ternary = CpuTernary;
     type Dense = DenseMatrix;
+    type Head = CpuHead;
     type Vector = Vec<f32>;
     type Activations = Matrix;
     type KvLayer = KvLayer;
@@ -218,6 +222,15 @@ impl Backend for CpuBackend {
 
     fn upload_dense(&self, weights: DenseMatrix) -> DenseMatrix {
         weights
+    }
+
+    fn upload_head(
+        &self,
+        weights: DenseMatrix,
+        form: HeadType,
+        taken: &(dyn Fn(Range<usize>) + Sync),
+    ) -> Result<CpuHead, InvalidHead> {
+        self.make_head(weights, form, taken)
     }
 
     fn upload_vector(&self, weights: Vec<f32>) -> Vec<f32> {
@@ -365,31 +378,10 @@ impl Backend for CpuBackend {
         x: &Matrix,
         rows: &[usize],
         norm: &Norm<Vec<f32>>,
-        head: &DenseMatrix,
+        head: &CpuHead,
         out: &mut Vec<f32>,
     ) {
-        let normed = &mut scratch.normed;
-        normed.resize(rows.len(), x.cols);
-        for (&row, y) in rows.iter().zip(normed.data.chunks_mut(x.cols)) {
-            self.isa.rms_norm(x.row(row), &norm.weight, norm.eps, y);
-        }
-        let normed = &*normed;
-        out.clear();
-        out.resize(rows.len() * head.rows(), 0.0);
-        if rows.is_empty() {
-            return;
-        }
-        let mut items: Vec<_> = stripes(out, head.rows(), HEAD_ROWS).collect();
-        self.pool.for_each(&mut items, |thread, stripe| {
-            self.with_worker(thread, |s| {
-                let columns = stripe.columns();
-                s.floats.resize(rows.len() * columns.len(), 0.0);
-                self.isa.logits(head, columns.clone(), &normed.data, &mut s.row, &mut s.floats);
-                for (token, y) in s.floats.chunks(columns.len()).enumerate() {
-                    stripe.row(token).copy_from_slice(y);
-                }
-            });
-        });
+        self.head_logits(scratch, x, rows, norm, head, out);
     }
 }
 
