@@ -38,42 +38,49 @@ fn main() -> Result<(), IsaError> {
 fn bench_int8(backend: &CpuBackend) {
     let source = weights(DenseType::F16, ROWS);
     let start = Instant::now();
-    let head = upload(backend, source.clone(), HeadType::Int8);
-    let seconds = start.elapsed().as_secs_f64();
-    let bytes = source.bytes().len() as f64;
-    println!("{:<12} int8  packed from f16 at {:.1} GB/s", backend.isa().name(), bytes / seconds / 1e9);
-    memory(backend, "int8", &head, HeadType::Int8.bytes(ROWS, COLS, 0));
+    black_box(upload(backend, source.clone(), HeadType::Int8));
+    let speed = source.bytes().len() as f64 / start.elapsed().as_secs_f64() / 1e9;
+    println!("{:<12} int8 packed from f16 at {speed:.1} GB/s", backend.isa());
+    drop(source);
+    memory(backend, "int8", DenseType::F16, HeadType::Int8);
     let small = upload(backend, weights(DenseType::F16, 2560), HeadType::Int8);
     for tokens in [1, 2, 3, 4, 5, 8, 16, 64] {
-        let mut call = call(backend, &small, tokens);
+        let mut call = call(backend, std::slice::from_ref(&small), tokens);
         let products = 2 * 2560 * COLS * tokens;
         let rounds = products / backend.isa().spin(1);
-        let [work, probe] = alternate(100, &mut call, &mut || _ = black_box(backend.isa().spin(rounds)));
+        let spin = &mut || _ = black_box(backend.isa().spin(rounds));
+        let [work, probe] = alternate(100, &mut call, spin);
         report(backend, "int8", tokens, products as f64 / work, "GMAC/s", probe / work);
     }
 }
 
 fn bench_file(backend: &CpuBackend, dtype: DenseType) {
-    let source = weights(dtype, ROWS);
-    let bytes = source.bytes().len() as u64;
     let name = format!("{dtype:?}");
-    memory(backend, &name, &upload(backend, source, HeadType::File), bytes);
-    let small = upload(backend, weights(dtype, 2560), HeadType::File);
+    memory(backend, &name, dtype, HeadType::File);
+    let small = upload(backend, weights(dtype, 640), HeadType::File);
     for tokens in [1, 4, 16] {
-        let mut call = call(backend, &small, tokens);
+        let mut call = call(backend, std::slice::from_ref(&small), tokens);
         let work = alternate(20, &mut call, &mut || ())[0];
-        let products = (2560 * COLS * tokens) as f64;
+        let products = (640 * COLS * tokens) as f64;
         report(backend, &name, tokens, products / work, "GMAC/s", f64::NAN);
     }
 }
 
-/// One token, and a few, from memory.
-fn memory(backend: &CpuBackend, name: &str, head: &CpuHead, bytes: u64) {
-    let words = vec![1_u64; bytes as usize / 8];
+/// One token, and a few, with a head in memory, cut into pieces so that turns are short enough to escape interruption.
+fn memory(backend: &CpuBackend, name: &str, dtype: DenseType, form: HeadType) {
+    const PIECE: usize = 2560;
+    let stored = (PIECE * dtype.row_bytes(COLS).expect("whole blocks")) as u64;
+    let bytes = form.bytes(PIECE, COLS, stored) as usize;
+    let heads: Vec<_> =
+        (0..ROWS / PIECE).map(|_| upload(backend, weights(dtype, PIECE), form)).collect();
+    let words = vec![1_u64; heads.len() * bytes / 8];
+    let mut pieces = words.chunks_exact(bytes / 8).cycle();
     for tokens in [1, 2, 4] {
-        let mut call = call(backend, head, tokens);
-        let [work, probe] = alternate(9, &mut call, &mut || read(&words));
-        report(backend, &format!("{name} memory"), tokens, bytes as f64 / work, "GB/s", probe / work);
+        let mut call = call(backend, &heads, tokens);
+        let mut probe = || read(pieces.next().expect("a cycle has no end"));
+        let [work, probe] = alternate(200, &mut call, &mut probe);
+        let name = format!("{name} memory");
+        report(backend, &name, tokens, bytes as f64 / work, "GB/s", probe / work);
     }
 }
 
@@ -93,14 +100,17 @@ fn weights(dtype: DenseType, rows: usize) -> DenseMatrix {
     DenseMatrix::new(rows, COLS, dtype, data.into()).expect("as many bytes as the shape needs")
 }
 
-fn call<'a>(backend: &'a CpuBackend, head: &'a CpuHead, tokens: usize) -> impl FnMut() + 'a {
+/// Computes the logits of some tokens with one head after the other.
+fn call<'a>(backend: &'a CpuBackend, heads: &'a [CpuHead], tokens: usize) -> impl FnMut() + 'a {
     let table = DenseMatrix::new(64, COLS, DenseType::F32, vec![0x3d; 64 * COLS * 4].into());
     let mut x = backend.activations();
     backend.embed(&table.expect("whole rows"), &vec![1; tokens], &mut x);
     let norm = Norm { weight: vec![1.0; COLS], eps: 1e-5 };
     let (mut scratch, mut out) = (backend.scratch(), Vec::new());
     let rows: Vec<usize> = (0..tokens).collect();
+    let mut heads = heads.iter().cycle();
     move || {
+        let head = heads.next().expect("a cycle has no end");
         backend.logits(&mut scratch, &x, &rows, &norm, head, &mut out);
         black_box(&out);
     }
@@ -109,7 +119,7 @@ fn call<'a>(backend: &'a CpuBackend, head: &'a CpuHead, tokens: usize) -> impl F
 /// Nanoseconds of a turn of the work and of its probe.
 fn alternate(turns: usize, work: &mut dyn FnMut(), probe: &mut dyn FnMut()) -> [f64; 2] {
     let mut times = [Vec::new(), Vec::new()];
-    let mut timed = |times: &mut Vec<f64>, run: &mut dyn FnMut()| {
+    let timed = |times: &mut Vec<f64>, run: &mut dyn FnMut()| {
         let start = Instant::now();
         run();
         times.push(start.elapsed().as_nanos() as f64);
