@@ -28,7 +28,14 @@ fn main() -> Result<(), IsaError> {
     for isa in isas {
         let backend = CpuBackend::new(isa, 1).expect("one thread needs no other");
         bench_int8(&backend);
-        for dtype in [DenseType::F16, DenseType::BF16, DenseType::F32, DenseType::Q8_0, DenseType::Q6K, DenseType::Q4K] {
+        for dtype in [
+            DenseType::F16,
+            DenseType::BF16,
+            DenseType::F32,
+            DenseType::Q8_0,
+            DenseType::Q6K,
+            DenseType::Q4K,
+        ] {
             bench_file(&backend, dtype);
         }
     }
@@ -85,7 +92,10 @@ fn memory(backend: &CpuBackend, name: &str, dtype: DenseType, form: HeadType) {
 }
 
 fn report(backend: &CpuBackend, name: &str, tokens: usize, speed: f64, unit: &str, ratio: f64) {
-    println!("{:<12} {name:<12} N={tokens:<3} {speed:>8.1} {unit:<7} {ratio:>5.2} of probe", backend.isa().name());
+    println!(
+        "{:<12} {name:<12} N={tokens:<3} {speed:>8.1} {unit:<7} {ratio:>5.2} of probe",
+        backend.isa().name()
+    );
 }
 
 fn upload(backend: &CpuBackend, weights: DenseMatrix, form: HeadType) -> CpuHead {

@@ -52,9 +52,8 @@ fn of_random_rows() {
     let (rows, cols, tokens) = SHAPE;
     let mut gaussian = gaussian();
     let scale = 3.0 / (cols as f32).sqrt();
-    let bytes: Vec<u8> = (0..rows * cols)
-        .flat_map(|_| half_bits(gaussian() * scale).to_le_bytes())
-        .collect();
+    let bytes: Vec<u8> =
+        (0..rows * cols).flat_map(|_| half_bits(gaussian() * scale).to_le_bytes()).collect();
     let weights = DenseMatrix::new(rows, cols, DenseType::F16, bytes.into()).expect("whole rows");
     let inputs = (0..tokens * cols).flat_map(|_| gaussian().to_le_bytes()).collect::<Vec<_>>();
     let inputs = DenseMatrix::new(tokens, cols, DenseType::F32, inputs.into()).expect("whole rows");

@@ -195,7 +195,11 @@ fn logits_are_the_normed_rows_times_the_head() {
             assert_eq!(out.len(), expected.len());
             for (found, expected) in out.iter().zip(&expected) {
                 let off = (f64::from(*found) - expected).abs();
-                assert!(off <= tolerance * expected.abs().max(1.0), "{form} on {}: {found}, not {expected}", backend.isa());
+                assert!(
+                    off <= tolerance * expected.abs().max(1.0),
+                    "{form} on {}: {found}, not {expected}",
+                    backend.isa()
+                );
             }
         }
     }

@@ -246,20 +246,16 @@ fn stored<'a, M: Floats, W: StoredRow<'a>>(
     let (cols, width) = (head.cols(), rows.len());
     let row = |i: usize| W::new(head.row(rows.start + i));
     let mut i = 0;
-    if x.len() == cols {
-        while i + 4 <= width {
-            let w = [row(i), row(i + 1), row(i + 2), row(i + 3)];
-            let [y] = products(m, &w, [Plain::new(x)]);
-            out[i..i + 4].copy_from_slice(&y);
-            i += 4;
+    // With few tokens memory is what limits, and one stream of it is faster than several.
+    if x.len() > 3 * cols {
+        while i + 2 <= width {
+            tokens(m, &[row(i), row(i + 1)], x, cols, width, i, out);
+            i += 2;
         }
     }
-    while i + 2 <= width {
-        tokens(m, &[row(i), row(i + 1)], x, cols, width, i, out);
-        i += 2;
-    }
-    if i < width {
+    while i < width {
         tokens(m, &[row(i)], x, cols, width, i, out);
+        i += 1;
     }
 }
 
@@ -314,6 +310,7 @@ fn put<const R: usize>(out: &mut std::slice::ChunksExactMut<'_, f32>, i: usize, 
 }
 
 /// The products of `R` rows with `T` inputs.
+#[expect(clippy::needless_range_loop, reason = "indices that several arrays share")]
 #[inline(always)]
 fn products<M: Floats, W: Row, const R: usize, const T: usize>(
     m: M,
@@ -411,7 +408,9 @@ mod tests {
     #[test]
     fn every_encoding_is_the_dot_product_of_decoded_rows() {
         for dtype in [DenseType::F32, DenseType::F16, DenseType::BF16] {
-            for (rows, cols, tokens) in [(1, 1, 1), (7, 63, 2), (5, 200, 1), (9, 130, 7), (6, 64, 30)] {
+            for (rows, cols, tokens) in
+                [(1, 1, 1), (7, 63, 2), (5, 200, 1), (9, 130, 7), (6, 64, 30)]
+            {
                 check(dtype, rows, cols, tokens);
             }
         }

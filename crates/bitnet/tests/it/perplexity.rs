@@ -1,8 +1,6 @@
 //! Perplexities of the demo model against those of transformers and llama.cpp in its model card.
 
-use bitnet::{
-    BitNetModel, Error, HeadType, KvType, ModelConfig, Perplexity, PerplexityMethod,
-};
+use bitnet::{BitNetModel, Error, HeadType, KvType, ModelConfig, Perplexity, PerplexityMethod};
 
 use crate::support::{demo, load, load_exact, testdata};
 

@@ -50,9 +50,7 @@ impl CpuBackend {
         taken: &(dyn Fn(Range<usize>) + Sync),
     ) -> Result<CpuHead, InvalidHead> {
         Ok(match form {
-            HeadType::Int8 => {
-                CpuHead::Int8(Int8Head::pack(&weights, self.isa, &self.pool, taken)?)
-            }
+            HeadType::Int8 => CpuHead::Int8(Int8Head::pack(&weights, self.isa, &self.pool, taken)?),
             HeadType::File => CpuHead::File(weights),
         })
     }
