@@ -34,9 +34,12 @@ pub trait Floats: Copy {
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// As an array.
     fn array(self, a: Self::V) -> [f32; LANES];
-    /// Told of stored weights before they are used, so that those far ahead can be asked for.
+    /// Told of stored weights before they are used, so that those far ahead can be asked for; `once`: they are used for one
+    /// input and not again.
     #[inline(always)]
-    fn passes(self, _: &[u8]) {}
+    fn passes(self, _: &[u8], once: bool) {
+        let _ = once;
+    }
 }
 
 impl Floats for super::ternary::Portable {
@@ -131,6 +134,11 @@ trait Row: Copy {
     fn vector<M: Floats>(self, m: M, chunk: usize, i: usize) -> M::V;
     /// The columns after the last whole chunk, and zeros.
     fn rest(self) -> [f32; CHUNK];
+    /// The bytes of a chunk, if it may come from memory.
+    #[inline(always)]
+    fn stored(&self, _chunk: usize) -> &[u8] {
+        &[]
+    }
 }
 
 /// A row that can be used as it is stored.
@@ -156,11 +164,13 @@ impl<'a, const BF: bool> StoredRow<'a> for HalfRow<'a, BF> {
 impl<const BF: bool> Row for HalfRow<'_, BF> {
     #[inline(always)]
     fn vector<M: Floats>(self, m: M, chunk: usize, i: usize) -> M::V {
-        let chunk = &self.chunks[chunk];
-        if i == 0 {
-            m.passes(chunk.as_flattened().as_flattened());
-        }
-        if BF { m.bf16(&chunk[i]) } else { m.f16(&chunk[i]) }
+        let vector = &self.chunks[chunk][i];
+        if BF { m.bf16(vector) } else { m.f16(vector) }
+    }
+
+    #[inline(always)]
+    fn stored(&self, chunk: usize) -> &[u8] {
+        self.chunks[chunk].as_flattened().as_flattened()
     }
 
     #[inline(always)]
@@ -190,11 +200,12 @@ impl<'a> StoredRow<'a> for F32Row<'a> {
 impl Row for F32Row<'_> {
     #[inline(always)]
     fn vector<M: Floats>(self, m: M, chunk: usize, i: usize) -> M::V {
-        let chunk = &self.chunks[chunk];
-        if i == 0 {
-            m.passes(chunk.as_flattened().as_flattened());
-        }
-        m.f32(&chunk[i])
+        m.f32(&self.chunks[chunk][i])
+    }
+
+    #[inline(always)]
+    fn stored(&self, chunk: usize) -> &[u8] {
+        self.chunks[chunk].as_flattened().as_flattened()
     }
 
     #[inline(always)]
@@ -288,25 +299,30 @@ fn tokens<M: Floats, W: Row, const R: usize>(
     i: usize,
     out: &mut [f32],
 ) {
-    let mut inputs = x.chunks_exact(3 * cols);
-    let mut out = out.chunks_exact_mut(width);
-    for x in &mut inputs {
-        let (a, rest) = x.split_at(cols);
-        let (b, c) = rest.split_at(cols);
-        for y in products(m, w, [Plain::new(a), Plain::new(b), Plain::new(c)]) {
-            put(&mut out, i, y);
+    let count = x.len() / cols;
+    // As even as possible: 4 inputs are 2 and 2, not 3 and 1.
+    let together = count.div_ceil(count.div_ceil(3).max(1)).max(1);
+    let outs = out.chunks_mut(together * width);
+    for (x, out) in x.chunks(together * cols).zip(outs) {
+        let input = |t: usize| Plain::new(&x[t * cols..][..cols]);
+        match x.len() / cols {
+            1 => put(products(m, w, [input(0)]), i, width, out),
+            2 => put(products(m, w, [input(0), input(1)]), i, width, out),
+            _ => put(products(m, w, [input(0), input(1), input(2)]), i, width, out),
         }
-    }
-    for x in inputs.remainder().chunks_exact(cols) {
-        let [y] = products(m, w, [Plain::new(x)]);
-        put(&mut out, i, y);
     }
 }
 
 #[inline(always)]
-fn put<const R: usize>(out: &mut std::slice::ChunksExactMut<'_, f32>, i: usize, y: [f32; R]) {
-    let row = out.next().expect("the output has a row for each input");
-    row[i..i + R].copy_from_slice(&y);
+fn put<const R: usize, const T: usize>(
+    products: [[f32; R]; T],
+    i: usize,
+    width: usize,
+    out: &mut [f32],
+) {
+    for (t, products) in products.iter().enumerate() {
+        out[t * width + i..][..R].copy_from_slice(products);
+    }
 }
 
 /// The products of `R` rows with `T` inputs.
@@ -319,6 +335,9 @@ fn products<M: Floats, W: Row, const R: usize, const T: usize>(
 ) -> [[f32; R]; T] {
     let mut sums = [[[m.zero(); 4]; T]; R];
     for chunk in 0..x[0].chunks.len() {
+        for w in w {
+            m.passes(w.stored(chunk), T == 1);
+        }
         for i in 0..4 {
             let mut rows = [m.zero(); R];
             for r in 0..R {

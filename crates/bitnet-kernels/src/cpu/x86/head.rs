@@ -118,8 +118,8 @@ impl Floats for Avx512 {
     }
 
     #[inline(always)]
-    fn passes(self, bytes: &[u8]) {
-        prefetch_page(bytes);
+    fn passes(self, bytes: &[u8], once: bool) {
+        prefetch(bytes, once);
     }
 }
 
@@ -195,18 +195,25 @@ impl Floats for Avx2 {
     }
 
     #[inline(always)]
-    fn passes(self, bytes: &[u8]) {
-        prefetch_page(bytes);
+    fn passes(self, bytes: &[u8], once: bool) {
+        prefetch(bytes, once);
     }
 }
 
-/// Asks for what lies 64 KB ahead, once in each page of 4 KB, as [`super::prefetch`] does.
+/// Asks for weights ahead: 4 KB for those that are used once, else 64 KB once in each page, for the reasons that
+/// [`super::int8`] and [`super::prefetch`] give.
 #[inline(always)]
-fn prefetch_page(bytes: &[u8]) {
+fn prefetch(bytes: &[u8], once: bool) {
     const PAGE: usize = 4096;
-    if bytes.as_ptr().addr() % PAGE < bytes.len() {
+    if once {
+        for line in bytes.chunks(64) {
+            let ahead = line.as_ptr().wrapping_add(PAGE);
+            // SAFETY: a prefetch is a hint: it reads nothing and does not fault, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_NTA>(ahead.cast()) }
+        }
+    } else if bytes.as_ptr().addr() % PAGE < bytes.len() {
         let ahead = bytes.as_ptr().wrapping_add(16 * PAGE);
-        // SAFETY: a prefetch is a hint: it reads nothing and does not fault, whatever the address.
+        // SAFETY: as above.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
     }
 }
