@@ -101,11 +101,13 @@ impl<B: Backend> Engine<B> {
         let Some(plan) = self.scheduler.plan() else { return 0 };
         self.announce(&plan);
         let batch = self.scheduler.batch(&plan);
+        let begin = Instant::now();
         let logits = self.model.forward(&batch, &mut self.kv, &mut self.scratch);
         let vocab_size = self.model.config().vocab_size;
-        let (tokens, failed) =
+        self.scheduler.observe(&plan, begin.elapsed());
+        let (drawn, failed) =
             draw(&plan, logits, vocab_size, &mut self.scheduler, &mut self.clients);
-        let events = self.scheduler.commit(&plan, &tokens);
+        let events = self.scheduler.commit(&plan, &drawn);
         self.deliver(events);
         for (id, error) in failed {
             self.fail(id, error);
@@ -149,7 +151,7 @@ impl<B: Backend> Engine<B> {
         let at = Instant::now();
         for event in events {
             let Some(client) = self.clients.get(&event.id) else { continue };
-            if let Some(id) = event.token {
+            for id in event.tokens {
                 let _ = client.events.try_send(Event::Token { id, at });
             }
             let last = match event.finished {
@@ -171,25 +173,24 @@ impl<B: Backend> Engine<B> {
     }
 }
 
-/// Draws a token from each entry's last row of logits, or sends its rows on.
+/// Draws tokens from each entry's rows of logits, or sends the rows on. Returns how many tokens each entry got.
 fn draw(
     plan: &Plan,
     mut logits: &[f32],
     vocab_size: usize,
     scheduler: &mut Scheduler,
     clients: &mut HashMap<SeqId, Client>,
-) -> (Vec<Option<u32>>, Vec<(SeqId, EngineError)>) {
+) -> (Vec<usize>, Vec<(SeqId, EngineError)>) {
     let mut failed = Vec::new();
-    let mut tokens = Vec::with_capacity(plan.entries.len());
+    let mut counts = Vec::with_capacity(plan.entries.len());
     for entry in &plan.entries {
         let (rows, rest) = logits.split_at(entry.outputs.len() * vocab_size);
         logits = rest;
         let sequence = scheduler.running_mut(entry.id).expect("plans name running sequences");
-        let drawn = match &mut sequence.task {
-            _ if rows.is_empty() => Ok(None),
-            Task::Generate { sampler, .. } => {
-                sampler.draw(rows, &sequence.tokens, sequence.prompt_len).map(Some)
-            }
+        let tokens = sequence.tokens.len();
+        let drawn = match &sequence.task {
+            _ if rows.is_empty() => Ok(0),
+            Task::Generate { .. } => scheduler.draw(entry, rows),
             Task::Rows { .. } => {
                 let client = clients.get(&entry.id).expect("every sequence has a client");
                 let next = &sequence.tokens[entry.outputs.start + 1..];
@@ -199,17 +200,16 @@ fn draw(
                 };
                 rows.map(|rows| {
                     let _ = client.events.try_send(Event::Rows(rows));
-                    None
+                    0
                 })
             }
         };
         if let Err(source) = &drawn {
-            let tokens = sequence.tokens.len();
             failed.push((entry.id, EngineError::Sample { tokens, source: *source }));
         }
-        tokens.push(drawn.unwrap_or(None));
+        counts.push(drawn.unwrap_or(0));
     }
-    (tokens, failed)
+    (counts, failed)
 }
 
 /// `-ln p(next[i])` by each row of logits.

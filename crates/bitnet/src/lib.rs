@@ -32,7 +32,7 @@ mod quantization;
 mod stream;
 
 pub use bitnet_inference::{
-    EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig, Output, Piece,
+    DraftStrategy, EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig, Output, Piece,
     SamplingStrategy, Stop, Timings,
 };
 pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
