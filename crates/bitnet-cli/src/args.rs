@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use bitnet::{
-    Device, DraftStrategy, GenerationConfig, HiddenAct, I2sLayout, KvType, ModelConfig, PackedLayout,
-    SamplingStrategy,
+    Device, DraftStrategy, GenerationConfig, HiddenAct, I2sLayout, KvType, ModelConfig,
+    PackedLayout, SamplingStrategy,
 };
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
