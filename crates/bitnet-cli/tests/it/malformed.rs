@@ -77,6 +77,13 @@ impl Gguf {
         self.put(place, bytes)
     }
 
+    /// Where the data of tensors begins; that of `token_embd.weight` is first and has 384 rows of 256 f16 each.
+    fn data(&self) -> usize {
+        let last = self.after("blk.1.ffn_sub_norm.weight"); // a vector, so the offset comes after rank, length and type
+        let number = |place: usize| u64::from_le_bytes(self.0[place..][..8].try_into().unwrap());
+        self.0.len() - (number(last + 16) + 4 * number(last + 4)) as usize
+    }
+
     fn cut(mut self, len: usize) -> Self {
         self.0.truncate(len);
         self
@@ -143,6 +150,10 @@ fn damaged_gguf_files_are_refused_with_the_reason() {
             &["`blk.0.attn_q.weight`, which an earlier tensor has"],
         ),
         (new().put(len - 4, &f32::NAN.to_le_bytes()), &["blk.1.ffn_sub_norm.weight", "is NaN"]),
+        (
+            new().put(new().data() + 2 * (383 * 256 + 7), &[0, 0xfc]),
+            &["m.gguf: row 383, column 7 of tensor `token_embd.weight` is -inf", "finite number"],
+        ),
     ];
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");

@@ -1,6 +1,6 @@
 //! How a tensor's bytes become weights.
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use bitnet_kernels::{
     dense::{self, DenseMatrix},
@@ -25,8 +25,13 @@ impl Checkpoint {
     }
 
     pub(super) fn read(&self, tensor: &Tensor) -> Result<Bytes, LoadError> {
+        self.read_part(tensor, tensor.range.clone())
+    }
+
+    /// The bytes of `range`, which lies in the tensor's.
+    pub(super) fn read_part(&self, tensor: &Tensor, range: Range<u64>) -> Result<Bytes, LoadError> {
         self.sources[tensor.file]
-            .read(tensor.range.clone())
+            .read(range)
             .map_err(|source| LoadError::Io { path: self.file_of(tensor).into(), source })
     }
 
