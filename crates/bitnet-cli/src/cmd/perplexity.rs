@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::args::ModelArgs;
 use crate::console::Console;
 use crate::load::{self, Loaded};
-use crate::text_input;
+use crate::{numbers, text_input};
 
 /// Window if neither the command line nor the model's context says another.
 const WINDOW: usize = 512;
@@ -28,7 +28,8 @@ pub struct PerplexityArgs {
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
     /// Tokens of a window [default: --ctx-size, else 512 or the model's context if that is shorter]
-    #[arg(long, alias = "window", value_name = "TOKENS")]
+    #[arg(long, alias = "window", value_name = "TOKENS", allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(2..=usize::MAX))]
     ctx: Option<usize>,
     /// What is counted: llama.cpp, bos, bos-second-half, no-bos or documents (see --help)
     #[arg(long, value_name = "NAME", default_value = "llama.cpp", value_parser = method)]

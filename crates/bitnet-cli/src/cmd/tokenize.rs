@@ -11,7 +11,7 @@ use crate::args::ModelSource;
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::report::{Align, Table, plural};
-use crate::{load, text_input};
+use crate::{load, numbers, text_input};
 
 /// Turn text into token ids, or ids into text
 ///
@@ -25,7 +25,8 @@ pub struct TokenizeArgs {
     #[arg(short, long, value_name = "FILE", conflicts_with = "ids")]
     file: Option<PathBuf>,
     /// Turn these ids into text instead
-    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(0..=u32::MAX))]
     ids: Vec<u32>,
     /// A GGUF file, a model directory, or hf:OWNER/NAME [default: the built-in demo]
     #[arg(short, long, env = "BITNET_MODEL", hide_env_values = true, value_name = "MODEL")]
