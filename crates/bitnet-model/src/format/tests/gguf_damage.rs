@@ -34,6 +34,10 @@ fn other_files_are_refused() {
         "the magic number is \"PK\\x03\\x04\", but it should be \"GGUF\"",
     );
     check(
+        |f| f.magic = *b"FUGG",
+        "a big-endian GGUF file is not supported: all layouts here are little-endian",
+    );
+    check(
         |f| f.version = 1,
         "GGUF version 1 is not supported: its lengths have 32 bits, and nothing has written it since 2023",
     );
