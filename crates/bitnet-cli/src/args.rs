@@ -18,7 +18,7 @@ use crate::{numbers, threads};
 #[derive(Parser)]
 #[command(name = "bitnet-cli", version, propagate_version = true, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 fine, 1 failed while running, 2 bad input, 130 interrupted, 101 a bug."
+    after_help = "Exit codes: 0 fine (also when the reader of the output leaves early, as in `| head`), 1 failed while running, 2 bad input, 130 interrupted, 101 a bug."
 )]
 pub struct Cli {
     #[command(subcommand)]
