@@ -107,24 +107,38 @@ fn rotary_scaling_is_read_or_refused() {
         },
         "rotary scaling `yarn` is not supported: in GGUF files, none and linear are known",
     );
-    let factors = |factor: f32| {
+}
+
+#[test]
+fn rotary_factors_are_read_or_refused() {
+    let factors = |count: usize, last: f32| {
         move |f: &mut Gguf| {
+            let mut values = vec![1.0; count - 1];
+            values.push(last);
             let offset = f.data.len() as u64;
-            let values = [1.0, factor].map(f32::to_le_bytes).concat();
-            f.data.extend(values);
+            f.data.extend(values.iter().flat_map(|value: &f32| value.to_le_bytes()));
             f.tensors.push(Entry {
                 name: b"rope_freqs.weight".into(),
-                dims: vec![2],
+                dims: vec![count as u64],
                 kind: 0,
                 offset,
             });
         }
     };
-    check_loads(factors(1.0));
+    let half = check_loads(|_| {}).config().head_dim / 2;
+    let read = check_loads(factors(half, 8.0)).config().rope.factors.clone();
+    assert_eq!((read.len(), read[0], read[half - 1]), (half, 1.0, 8.0));
     check(
-        factors(8.0),
-        "tensor `rope_freqs.weight` is unexpected: rotary frequencies changed by factors in a GGUF file are not supported; take the model's safetensors files",
+        factors(2, 1.0),
+        &format!("tensor `rope_freqs.weight` is [2], but bitnet-b1.58 needs [{half}]"),
     );
+    for (bad, shown) in [(0.0, "0"), (-1.0, "-1"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
+        let message = format!(
+            "element {} of tensor `rope_freqs.weight` is {shown}, but it should be a finite number above zero",
+            half - 1
+        );
+        check(factors(half, bad), &message);
+    }
 }
 
 #[test]
