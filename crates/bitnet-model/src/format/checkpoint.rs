@@ -212,11 +212,11 @@ impl Checkpoint {
             })
     }
 
-    /// The embedding table or output head `[rows, cols]`, as it is stored; with a mapped file, in place.
+    /// The embedding table or output head `[rows, cols]`, as it is stored; with a mapped file, in place. Ternary ones become floats.
     pub fn dense(&self, name: &str, rows: usize, cols: usize) -> Result<DenseMatrix, LoadError> {
         let tensor = self.find(name, Role::Table, &[rows, cols])?;
         let Encoding::Dense(dtype) = tensor.encoding else {
-            unreachable!("`find` has checked the encoding");
+            return self.ternary_table(tensor, rows, cols);
         };
         let data = self.read(tensor)?;
         Ok(DenseMatrix::new(rows, cols, dtype, data)
@@ -251,7 +251,7 @@ impl Checkpoint {
         for (name, role, shape) in names::expected(&self.config) {
             match (role, shape.as_slice()) {
                 (Role::Linear, &[rows, cols]) => drop(self.ternary(&name, rows, cols)?),
-                (Role::Table, _) => {} // above
+                (Role::Table, &[rows, cols]) => drop(self.dense(&name, rows, cols)?),
                 (_, shape) => drop(self.vector(&name, shape[0])?),
             }
             self.release(&name);

@@ -184,9 +184,17 @@ impl Checkpoint {
             Role::Norm if tensor.encoding.plain_float().is_some() => Ok(()),
             Role::Norm => Err(self.wrong_encoding(tensor, "F32, F16 or BF16")),
             Role::Table if matches!(tensor.encoding, Encoding::Dense(_)) => Ok(()),
+            // bitnet.cpp's converter does this to models whose head is not the embedding.
+            Role::Table
+                if is_ternary(tensor.encoding)
+                    && name == "model.embed_tokens"
+                    && !self.config.tie_word_embeddings =>
+            {
+                Ok(())
+            }
             Role::Table => Err(self.wrong_encoding(
                 tensor,
-                "an embedding or head that is not ternary (ternary ones ruin the output: convert with `--token-embedding-type f16`)",
+                "a head that is not ternary (ternary ones ruin the output: convert with `--token-embedding-type f16`)",
             )),
             Role::Linear => self.check_linear(name, tensor),
         }
@@ -200,9 +208,7 @@ impl Checkpoint {
         let form = match &self.kind {
             Kind::HuggingFace(form) => *form,
             Kind::Gguf(_) => {
-                let ternary =
-                    matches!(tensor.encoding, Encoding::I2S | Encoding::Tq1_0 | Encoding::Tq2_0);
-                return if ternary || float {
+                return if is_ternary(tensor.encoding) || float {
                     Ok(())
                 } else {
                     Err(self
@@ -231,4 +237,9 @@ impl Checkpoint {
             (_, false) => Err(self.wrong_encoding(tensor, "packed uint8 with a weight_scale, by config.json")),
         }
     }
+}
+
+/// Whether a GGUF file stores this as codes of ternary weights.
+fn is_ternary(encoding: Encoding) -> bool {
+    matches!(encoding, Encoding::I2S | Encoding::Tq1_0 | Encoding::Tq2_0)
 }

@@ -370,7 +370,7 @@ fn types_in_the_wrong_place_are_refused() {
     );
     check(
         |f| retype(f, "token_embd.weight", 36, 384 * 256 / 4 + 32),
-        "tensor `token_embd.weight` is stored as I2_S, but an embedding or head that is not ternary (ternary ones ruin the output: convert with `--token-embedding-type f16`) is needed",
+        "tensor `token_embd.weight` is stored as I2_S, but a head that is not ternary (ternary ones ruin the output: convert with `--token-embedding-type f16`) is needed",
     );
 }
 

@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
-use bitnet_kernels::ternary::WeightScale;
+use bitnet_kernels::{
+    dense::DenseType,
+    ternary::{TernaryMatrix, WeightScale},
+};
 
-use super::gguf_parts::{Entry, Gguf, check, check_loads, golden, retype};
+use super::gguf_parts::{Entry, Gguf, check, check_bytes, check_loads, golden, load, retype};
 use crate::{
     config::{HiddenAct, RopeScaling},
     format::{Checkpoint, I2sLayout, OpenOptions, ternary::i2s},
@@ -138,6 +141,35 @@ fn rotary_factors_are_read_or_refused() {
             half - 1
         );
         check(factors(half, bad), &message);
+    }
+}
+
+/// bitnet.cpp's converter quantizes the embedding of models with a head of their own.
+#[test]
+fn a_ternary_embedding_becomes_floats() {
+    let value = |row: usize, col: usize| ((row * 7 + col * 3) % 5 % 3) as i8 - 1;
+    let (rows, cols) = (384, 256);
+    let values: Vec<i8> = (0..rows * cols).map(|i| value(i / cols, i % cols)).collect();
+    for (scale, dtype) in [(0.1, DenseType::F32), (0.5, DenseType::F16)] {
+        let matrix = TernaryMatrix::from_values(rows, cols, &values, WeightScale::Tensor(scale));
+        let data = i2s::encode(&matrix, I2sLayout::Block128).unwrap();
+        let mut file = Gguf::parse(&golden("llama158-tiny-TQ1_0"));
+        retype(&mut file, "token_embd.weight", 36, data.len());
+        let start = file.tensor("token_embd.weight").offset as usize;
+        file.data[start..].copy_from_slice(&data);
+        let table = load(file.bytes()).unwrap().dense("model.embed_tokens", rows, cols).unwrap();
+        assert_eq!(table.dtype(), dtype);
+        let mut found = vec![0.0; cols];
+        for row in 0..rows {
+            table.dequantize_row(row, &mut found);
+            let expected = (0..cols).map(|col| f32::from(value(row, col)) * scale);
+            assert!(found.iter().copied().eq(expected), "row {row}");
+        }
+        file.data[start] = 0xff;
+        check_bytes(
+            file.bytes(),
+            "tensor `token_embd.weight` does not hold ternary weights: row 0, column 0 holds code 3, but ternary weights have codes 0, 1 and 2 only",
+        );
     }
 }
 
