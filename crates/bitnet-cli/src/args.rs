@@ -17,9 +17,11 @@ use crate::{numbers, threads};
 /// Run BitNet b1.58 (ternary) language models
 #[derive(Parser)]
 #[command(name = "bitnet-cli", version, propagate_version = true, arg_required_else_help = true)]
-#[command(
-    after_help = "Exit codes: 0 fine (also when the reader of the output leaves early, as in `| head`), 1 failed while running, 2 bad input, 130 interrupted, 101 a bug."
-)]
+#[command(after_help = "\
+Example: bitnet-cli run -p \"Once upon a time\"
+
+Exit codes: 0 fine (also when the reader of the output leaves early, as in `| head`), 1 failed while running, 2 bad input, \
+130 interrupted, 101 a bug.")]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -40,7 +42,7 @@ pub struct ModelArgs {
     #[arg(short, long, value_name = "TOKENS", allow_hyphen_values = true, help_heading = MODEL)]
     #[arg(value_parser = numbers::whole(1..=u32::MAX))]
     pub ctx_size: Option<u32>,
-    /// How keys and values are kept
+    /// Number type in which the keys and values of earlier tokens are kept
     #[arg(long, value_name = "TYPE", default_value = "f16", help_heading = MODEL)]
     kv_dtype: KvDtype,
     /// SIMD level to use instead of the best one; `info` lists them
@@ -68,7 +70,7 @@ const MODEL: &str = "Model";
 /// `-t` alone, for subcommands that load no model.
 #[derive(clap::Args)]
 pub struct ThreadArgs {
-    /// Compute threads; 0: as BITNET_THREADS, RAYON_NUM_THREADS or OMP_NUM_THREADS say, else one for each physical core
+    /// Compute threads; 0, the default: as BITNET_THREADS, RAYON_NUM_THREADS or OMP_NUM_THREADS say, else one for each physical core
     #[arg(short, long, value_name = "N", default_value = "0", hide_default_value = true)]
     #[arg(allow_hyphen_values = true, value_parser = threads::parse)]
     pub threads: usize,

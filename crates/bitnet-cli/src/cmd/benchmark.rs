@@ -33,7 +33,7 @@ pub struct BenchmarkArgs {
     #[arg(short, long, env = "BITNET_MODEL", hide_env_values = true, value_name = "MODEL")]
     #[arg(value_parser = ModelSource::parser())]
     model: Option<ModelSource>,
-    /// Numbers of compute threads, as 1,2,4; those above the number of processors are flagged [default: as elsewhere]
+    /// Numbers of compute threads, as 1,2,4; those above the number of processors are flagged [default: as for inference]
     #[arg(short, long, value_name = "N,…", value_delimiter = ',')]
     #[arg(allow_hyphen_values = true, value_parser = numbers::whole(1..=threads::MAX))]
     threads: Vec<usize>,
@@ -54,11 +54,11 @@ pub struct BenchmarkArgs {
     )]
     #[arg(value_parser = numbers::whole(0..=usize::MAX))]
     max_tokens: usize,
-    /// Measurements of each
+    /// Measurements of each case
     #[arg(long, value_name = "N", default_value_t = 3, allow_hyphen_values = true)]
     #[arg(value_parser = numbers::whole(1..=usize::MAX))]
     iterations: usize,
-    /// Runs before them that are not counted
+    /// Runs before the measurements that are not counted
     #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true)]
     #[arg(value_parser = numbers::whole(0..=usize::MAX))]
     warmup: usize,

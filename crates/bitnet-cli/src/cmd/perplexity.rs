@@ -41,13 +41,14 @@ pub struct PerplexityArgs {
 
 const METHODS: &str = "\
 Methods, each on windows of --ctx tokens; a last window that is not full is left out:
-  llama.cpp        As llama-perplexity: the text starts with BOS if the tokenizer says so, BOS replaces the
-                   first token of every window, and the tokens after the middle of each window count
+  llama.cpp        As llama-perplexity: the text starts with BOS if the
+                   tokenizer says so, BOS replaces the first token of every
+                   window, and the tokens after the window's middle count
   bos              BOS and ctx - 1 tokens of text; all of these count
   bos-second-half  The same windows; the second half counts
   no-bos           ctx tokens of text; all but the first count
-  documents        Texts separated by blank lines, each as BOS, text, EOS and cut to ctx tokens; all but
-                   BOS count";
+  documents        Texts separated by blank lines, each as BOS, text, EOS and
+                   cut to ctx tokens; all but BOS count";
 
 fn method(name: &str) -> Result<PerplexityMethod, String> {
     name.parse().map_err(|_| {

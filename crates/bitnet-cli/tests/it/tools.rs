@@ -97,9 +97,20 @@ fn every_shell_has_completions() {
 fn the_manual_page_has_every_subcommand() {
     let page = run(["man"]).text();
     assert!(page.starts_with(".ie") && page.contains(".TH bitnet-cli 1"), "{}", &page[..200]);
-    for name in ["INFERENCE", "CHAT", "TOKENIZE", "INFO", "COMPLETIONS"] {
+    for name in ["INFERENCE", "CHAT", "TOKENIZE", "INFO", "COMPLETIONS", "ENVIRONMENT", "NOTES"] {
         assert!(page.contains(&format!("\n.SH {name}\n")), "{name}");
     }
+    assert!(page.contains("\n\\fBinference, run\\fR\n"), "commands have their aliases");
+    let of_inference = &page[page.find("\n.SH INFERENCE\n").unwrap()..];
+    let of_inference = &of_inference[..of_inference.find("\n.SH CHAT\n").unwrap()];
+    for part in [".SS SYNOPSIS\n", ".SS OPTIONS\n", ".SS Sampling\n"] {
+        assert!(
+            of_inference.to_lowercase().contains(&part.to_lowercase()),
+            "{part}\n{of_inference}"
+        );
+    }
+    assert!(page.contains("bos\\-second\\-half  The same windows"), "the methods of perplexity");
+    assert!(!page.contains("(1)\n"), "there is no page but this one: {page}");
 }
 
 #[test]
