@@ -1,6 +1,6 @@
 //! The integer product of ternary weights and int8 activations: its definition, and a portable kernel.
 
-use crate::cpu::packed::{Block, PANEL_ROWS, Packing};
+use crate::cpu::packed::{Block, PANEL_ROWS, Packing, TRIT_WORTH};
 use crate::cpu::product::{Out, Tile, TileKernel};
 use crate::ternary::codes_from_word;
 
@@ -83,8 +83,10 @@ fn add_two_bits(lanes: &mut Lanes, block: &Block, q: &[[i8; 4]; 4]) {
 
 #[inline(always)]
 fn add_five_trits(lanes: &mut Lanes, block: &Block, q: &[[i8; 4]; 5]) {
-    let mut rest = block.0;
-    for &q in q {
+    let top = |byte: u8| u8::from(byte >= TRIT_WORTH[4]) + u8::from(byte >= 2 * TRIT_WORTH[4]);
+    add_products(lanes, &block.0, q[4], top);
+    let mut rest = block.0.map(|byte| byte - TRIT_WORTH[4] * top(byte));
+    for &q in &q[..4] {
         // 171 / 512 is more than 1/3 by so little that the quotient is right up to 382.
         let third = |byte: u8| ((u16::from(byte) * 171) >> 9) as u8;
         add_products(lanes, &rest, q, |byte| byte - 3 * third(byte));

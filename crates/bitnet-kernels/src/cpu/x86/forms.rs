@@ -46,13 +46,13 @@ macro_rules! two_bits {
     };
 }
 
-/// Five trits a byte, `x = t0 + 3·t1 + 9·t2 + 27·t3 + 81·t4`, where tables have sixteen entries: division by 9 gives
-/// `t2 + 3·t3 + 9·t4` and `t0 + 3·t1`, and two digits in base 3, 8 at most, are looked up.
+/// Five trits a byte, `x = t0 + 3·t1 + 9·t2 + 27·t3 + 84·t4`, where tables have sixteen entries: the remainder of division
+/// by 84 is divided by 9, which gives `t2 + 3·t3` and `t0 + 3·t1`, and such pairs, 8 at most, are looked up.
 macro_rules! five_trits {
     ($features:literal) => {
         const QUADS: usize = 5;
         const ORDER: [usize; QUADS] = [4, 3, 2, 1, 0];
-        /// What has not been looked up of the digits from `t2` on, and `t0 + 3·t1`.
+        /// First `x`, then `t2 + 3·t3` and `t0 + 3·t1`.
         type Rest = [V; 2];
 
         /// All worth 1.
@@ -77,48 +77,58 @@ macro_rules! five_trits {
         #[target_feature(enable = $features)]
         #[inline]
         fn open(x: V) -> Rest {
-            // 7282 / 65536 is a little more than 1/9: by 242 · 2 / (9 · 65536) for a byte alone, and with a lower byte of
-            // 242 at most beneath it the upper one stays right too. The test decodes all 243 in both places.
-            let ninth = splat16(7282);
-            let lower = high_product16(and(x, splat([-1, 0, -1, 0])), ninth);
-            let upper = and(high_product16(x, ninth), splat([0, -1, 0, -1]));
-            let quotient = or(lower, upper);
-            // At most 26 · 8 = 208, so no bits move to the neighbouring byte.
-            let eightfold = shift_up::<3>(quotient);
-            [quotient, sub8(sub8(x, quotient), eightfold)]
+            [x; 2]
         }
 
         #[target_feature(enable = $features)]
         #[inline]
-        fn next([high, low]: &mut Rest, step: usize) -> V {
-            let tops = table(&[0, 0, 2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]); // of 0, 9 and 18 = 16 + 2
+        fn next(rest: &mut Rest, step: usize) -> V {
             let threes = table(&[0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0]);
             let ones = table(&[0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0]);
             match step {
                 0 => {
                     // A difference below 0 wraps to more than its minuend, so the lesser is the remainder.
-                    let below_18 = min8(*high, sub8(*high, splat([18; 4])));
-                    let below_9 = min8(below_18, sub8(below_18, splat([9; 4])));
-                    let top = look_up(tops, sub8(*high, below_9));
-                    *high = below_9;
-                    top
+                    let x = rest[0];
+                    let below_168 = min8(x, sub8(x, splat([168_u8 as i8; 4])));
+                    let below_84 = min8(below_168, sub8(below_168, splat([84; 4])));
+                    // 7282 / 65536 is more than 1/9 by so little that the quotients of bytes are right, also of an upper
+                    // byte with a lower one beneath it. Tests decode all values in all places.
+                    let ninth = splat16(7282);
+                    let lower = high_product16(and(below_84, splat([-1, 0, -1, 0])), ninth);
+                    let upper = and(high_product16(below_84, ninth), splat([0, -1, 0, -1]));
+                    let quotient = or(lower, upper);
+                    let eightfold = shift_up::<3>(quotient); // 64 at most, so no bits change bytes
+                    *rest = [quotient, sub8(sub8(below_84, quotient), eightfold)];
+                    // 84 = 64 + 20, 168 = 128 + 40
+                    and(shift_down::<6>(sub8(x, below_84)), splat([0x03; 4]))
                 }
-                1 => look_up(threes, *high),
-                2 => look_up(ones, *high),
-                3 => look_up(threes, *low),
-                _ => look_up(ones, *low),
+                1 => look_up(threes, rest[0]),
+                2 => look_up(ones, rest[0]),
+                3 => look_up(threes, rest[1]),
+                _ => look_up(ones, rest[1]),
             }
         }
     };
 }
 
-/// Five trits a byte, where a table may have 128 entries (VBMI): the remainder of division by 81 is looked up and gives
-/// four bit fields, worth 1, 4, 16 and 64; what was taken off is 81 times the fifth digit.
+/// Five trits a byte, where tables may have 64 and 128 entries (VBMI): 84 times the highest digit is looked up by the upper
+/// six bits, and what is left gives four bit fields, worth 1, 4, 16 and 64.
 macro_rules! five_trits_in_fields {
     ($features:literal) => {
         const QUADS: usize = 5;
         const ORDER: [usize; QUADS] = [4, 0, 1, 2, 3];
         type Rest = V;
+
+        /// 84 times the highest digit, by a quarter of the byte.
+        const TOPS: [u8; 64] = {
+            let mut tops = [0; 64];
+            let mut quarter = 0;
+            while quarter < 63 {
+                tops[quarter] = 84 * (quarter / 21) as u8;
+                quarter += 1;
+            }
+            tops
+        };
 
         /// Bit fields of the four digits of every number below 81.
         const FIELDS: [u8; 128] = {
@@ -131,17 +141,15 @@ macro_rules! five_trits_in_fields {
             fields
         };
 
-        /// Fields, and 81 times the highest digit.
+        /// Fields, and 84 times the highest digit.
         #[target_feature(enable = $features)]
         #[inline]
         fn split(x: V) -> [V; 2] {
-            // A difference below 0 wraps to more than its minuend, so the lesser is the remainder.
-            let below_162 = min8(x, sub8(x, splat([162_u8 as i8; 4])));
-            let below_81 = min8(below_162, sub8(below_162, splat([81; 4])));
-            [look_up128(table128(&FIELDS), below_81), sub8(x, below_81)]
+            let top = look_up64(table64(&TOPS), shift_down::<2>(x));
+            [look_up128(table128(&FIELDS), sub8(x, top)), top]
         }
 
-        /// Worth 1, 4, 16, 64 and 81.
+        /// Worth 1, 4, 16, 64 and 84.
         #[target_feature(enable = $features)]
         #[inline]
         fn in_place(x: V) -> [V; QUADS] {
@@ -155,20 +163,20 @@ macro_rules! five_trits_in_fields {
         #[target_feature(enable = $features)]
         #[inline]
         fn total([ones, fours, sixteens, sixty_fours, tops]: [V; QUADS]) -> V {
-            // Multiples of an odd number are divided exactly by multiplying with its inverse.
+            // A multiple of an odd number is divided by it, exactly, by multiplying with its inverse. 84 is 4 · 21.
             const INVERSE: i32 = {
-                let mut inverse = 81_i32; // right in 3 bits, and each turn doubles how many
+                let mut inverse = 21_i32; // right in 3 bits, and each turn doubles how many
                 let mut turn = 0;
                 while turn < 4 {
-                    inverse = inverse.wrapping_mul(2_i32.wrapping_sub(inverse.wrapping_mul(81)));
+                    inverse = inverse.wrapping_mul(2_i32.wrapping_sub(inverse.wrapping_mul(21)));
                     turn += 1;
                 }
-                assert!(inverse.wrapping_mul(81) == 1);
+                assert!(inverse.wrapping_mul(21) == 1);
                 inverse
             };
             let low = add32(ones, divide::<2>(fours));
             let high = add32(divide::<4>(sixteens), divide::<6>(sixty_fours));
-            add32(add32(low, high), low_product32(tops, splat32(INVERSE)))
+            add32(add32(low, high), divide::<2>(low_product32(tops, splat32(INVERSE))))
         }
 
         #[target_feature(enable = $features)]
@@ -184,7 +192,7 @@ macro_rules! five_trits_in_fields {
             if step == 0 {
                 let [fields, top] = split(*rest);
                 *rest = fields;
-                return and(shift_down::<6>(top), mask); // 81 = 64 + 17, 162 = 128 + 34
+                return and(shift_down::<6>(top), mask); // 84 = 64 + 20, 168 = 128 + 40
             }
             let field = and(*rest, mask);
             *rest = shift_down::<2>(*rest);

@@ -150,7 +150,22 @@ pub(super) fn high_product16(a: V, b: V) -> V {
     _mm512_mulhi_epu16(a, b)
 }
 
-/// 128 bytes for [`look_up128`], in two vectors.
+/// A table for [`look_up64`].
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn table64(table: &[u8; 64]) -> V {
+    // SAFETY: `table` is 64 readable bytes, and `loadu` needs no alignment.
+    unsafe { _mm512_loadu_si512(table.as_ptr().cast()) }
+}
+
+/// The byte of a table at the place that each byte's low six bits say.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[inline]
+pub(super) fn look_up64(table: V, places: V) -> V {
+    _mm512_permutexvar_epi8(places, table)
+}
+
+/// A table for [`look_up128`], in two vectors.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 pub(super) fn table128(table: &[u8; 128]) -> [V; 2] {

@@ -6,7 +6,7 @@ macro_rules! vnni_kernels {
         /// Products of `N` tokens, for as few that unpacking would cost more than it saves.
         ///
         /// Digits are not shifted down, and each has its accumulators, worth as much: every sum is a multiple of its worth
-        /// and at most 128 · 127 · K/4, or 162 · 127 · K/5, for which `MAX_COLS` leaves room, so dividing at the end is
+        /// and at most 128 · 127 · K/4, or 168 · 127 · K/5, for which `MAX_COLS` leaves room, so dividing at the end is
         /// exact. Several accumulators per product also hide the latency of `vpdpbusd`.
         #[target_feature(enable = $features)]
         fn few<const V: usize, const N: usize>(
