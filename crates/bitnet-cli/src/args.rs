@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use bitnet::{
-    Device, GenerationConfig, HiddenAct, I2sLayout, KvType, ModelConfig, PackedLayout,
-    SamplingStrategy,
+    Device, DraftStrategy, GenerationConfig, HiddenAct, I2sLayout, KvType, ModelConfig,
+    PackedLayout, SamplingStrategy,
 };
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
@@ -169,6 +169,12 @@ enum ActivationArg {
     Relu2,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DraftArg {
+    Off,
+    Ngram,
+}
+
 /// How tokens are chosen
 #[derive(clap::Args, Clone, Debug)]
 pub struct SamplingArgs {
@@ -215,6 +221,9 @@ pub struct SamplingArgs {
     /// Go on after the model's end of text
     #[arg(long, help_heading = SAMPLING)]
     pub ignore_eos: bool,
+    /// Try likely next tokens along with the one before them: `ngram` takes what followed the same words before. Same answer
+    #[arg(long, value_name = "STRATEGY", default_value = "off", help_heading = SAMPLING)]
+    draft: DraftArg,
 }
 
 const SAMPLING: &str = "Sampling";
@@ -241,6 +250,10 @@ impl SamplingArgs {
             max_new_tokens: self.max_tokens,
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
+            draft: match self.draft {
+                DraftArg::Off => DraftStrategy::Off,
+                DraftArg::Ngram => DraftStrategy::Ngram,
+            },
         }
     }
 }

@@ -74,6 +74,11 @@ impl QuantizedRows {
         &self.values[row * self.stride..][..self.stride]
     }
 
+    /// The rows for filling by several threads: values, `stride` of them for each row; scales; sums.
+    pub fn as_mut_parts(&mut self) -> (&mut [i8], usize, &mut [f32], &mut [i32]) {
+        (&mut self.values, self.stride, &mut self.scale, &mut self.sum)
+    }
+
     /// The rows one by one, for filling: values with padding, scale, sum.
     pub fn rows_mut(&mut self) -> impl Iterator<Item = (&mut [i8], &mut f32, &mut i32)> {
         let rows = self.values.chunks_mut(self.stride.max(1));

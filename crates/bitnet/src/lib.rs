@@ -32,8 +32,8 @@ mod quantization;
 mod stream;
 
 pub use bitnet_inference::{
-    EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig, Output, Piece,
-    SamplingStrategy, Stop, Timings,
+    DraftStrategy, EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig,
+    Output, Piece, SamplingStrategy, Stop, Timings,
 };
 pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
 pub use bitnet_kernels::cpu::level::{CpuFeatures, SimdLevel};
