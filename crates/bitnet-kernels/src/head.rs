@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::cpu::packed::{BLOCK_COLS, PANEL_ROWS};
+use crate::cpu::head::packed::GROUP_COLS;
+use crate::cpu::packed::PANEL_ROWS;
 
 /// A form of the output head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -24,7 +25,7 @@ impl HeadType {
         match self {
             Self::Int8 => {
                 let rows = rows.next_multiple_of(PANEL_ROWS) as u64;
-                rows * (cols.next_multiple_of(BLOCK_COLS) + size_of::<f32>()) as u64
+                rows * (cols.next_multiple_of(GROUP_COLS) + size_of::<f32>()) as u64
             }
             Self::File => stored,
         }

@@ -1,6 +1,6 @@
 //! What one token reads from memory.
 
-use bitnet_kernels::cpu::packed::{BLOCK_COLS, PANEL_ROWS};
+use bitnet_kernels::cpu::packed::{PANEL_ROWS, Packing};
 use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_model::config::ArchConfig;
@@ -98,7 +98,8 @@ pub fn ternary_weights(config: &ArchConfig) -> u64 {
 }
 
 fn packed_bytes(rows: usize, cols: usize) -> u64 {
-    (rows.next_multiple_of(PANEL_ROWS) * cols.next_multiple_of(BLOCK_COLS) / 4) as u64
+    (rows.next_multiple_of(PANEL_ROWS) * cols.next_multiple_of(Packing::TwoBits.block_cols()) / 4)
+        as u64
 }
 
 fn norm_weights(config: &ArchConfig) -> u64 {

@@ -1,4 +1,4 @@
-use bitnet_kernels::cpu::packed::PackedTernary;
+use bitnet_kernels::cpu::packed::{PackedTernary, Packing};
 use bitnet_model::format::{Checkpoint, OpenOptions};
 
 use super::*;
@@ -96,7 +96,7 @@ fn check_bytes(file: &str) {
         match (&tensor.shape[..], tensor.name.strip_suffix(".weight")) {
             (&[rows, cols], Some(name)) if name.ends_with("_proj") => {
                 let matrix = checkpoint.ternary(name, rows, cols).unwrap();
-                ternary += PackedTernary::pack(&matrix).bytes() as u64;
+                ternary += PackedTernary::pack(&matrix, Packing::TwoBits).bytes() as u64;
             }
             (&[_, _], _) => tables += tensor.bytes,
             (shape, _) => other += 4 * shape[0] as u64,

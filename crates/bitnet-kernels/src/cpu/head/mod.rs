@@ -7,8 +7,8 @@ pub mod split;
 use std::ops::Range;
 
 use super::packed::PANEL_ROWS;
-use super::pool::stripes;
-use super::{CpuBackend, CpuScratch, Matrix};
+use super::pool::{chunks, items, stripes};
+use super::{CpuBackend, CpuScratch, Matrix, WorkerScratch};
 use crate::backend::Norm;
 use crate::dense::DenseMatrix;
 use crate::head::{HeadType, InvalidHead};
@@ -70,7 +70,7 @@ impl CpuBackend {
         if rows.is_empty() {
             return;
         }
-        let CpuScratch { normed, split, .. } = scratch;
+        let CpuScratch { normed, split, workers, .. } = scratch;
         normed.resize(rows.len(), x.cols);
         match head {
             CpuHead::Int8(head) => {
@@ -78,11 +78,10 @@ impl CpuBackend {
                 self.int8_logits(head, split, out);
             }
             CpuHead::File(head) => {
-                let mut items: Vec<_> = rows.iter().zip(normed.data.chunks_mut(x.cols)).collect();
-                self.pool.for_each(&mut items, |_, (row, y)| {
-                    self.isa.rms_norm(x.row(**row), &norm.weight, norm.eps, y);
+                self.pool.for_each(chunks(&mut normed.data, x.cols), |i, normed| {
+                    self.isa.rms_norm(x.row(rows[i]), &norm.weight, norm.eps, normed);
                 });
-                self.file_logits(head, normed, out);
+                self.file_logits(head, workers, normed, out);
             }
         }
     }
@@ -96,35 +95,43 @@ impl CpuBackend {
         split: &mut SplitRows,
     ) {
         split.resize(rows.len(), x.cols);
-        let mut items: Vec<_> =
-            rows.iter().zip(normed.data.chunks_mut(x.cols)).zip(split.rows_mut()).collect();
-        self.pool.for_each(&mut items, |_, ((row, normed), (high, low, split))| {
-            self.isa.rms_norm(x.row(**row), &norm.weight, norm.eps, normed);
-            **split = self.isa.split(normed, high, low);
+        let (halves, splits) = split.as_mut_parts();
+        let parts = (chunks(&mut normed.data, x.cols), (halves, items(splits)));
+        self.pool.for_each(parts, |i, (normed, (halves, split))| {
+            self.isa.rms_norm(x.row(rows[i]), &norm.weight, norm.eps, normed);
+            let (high, low) = halves.split_at_mut(halves.len() / 2);
+            *split = self.isa.split(normed, high, low);
         });
     }
 
     fn int8_logits(&self, head: &Int8Head, x: &SplitRows, out: &mut [f32]) {
         let panels = head.rows().div_ceil(PANEL_ROWS);
         let width = panels.div_ceil(4 * self.threads()).clamp(1, INT8_ROWS / PANEL_ROWS);
-        let mut items: Vec<_> = stripes(out, head.rows(), width * PANEL_ROWS).collect();
-        self.pool.for_each(&mut items, |_, stripe| {
-            self.isa.int8_logits(&Int8Product { head, x }, stripe);
+        self.pool.for_each(stripes(out, head.rows(), width * PANEL_ROWS), |_, mut stripe| {
+            self.isa.int8_logits(&Int8Product { head, x }, &mut stripe);
         });
     }
 
-    fn file_logits(&self, head: &DenseMatrix, normed: &Matrix, out: &mut [f32]) {
-        let mut items: Vec<_> = stripes(out, head.rows(), FILE_ROWS).collect();
-        self.pool.for_each(&mut items, |thread, stripe| {
-            self.with_worker(thread, |s| {
+    fn file_logits(
+        &self,
+        head: &DenseMatrix,
+        workers: &mut [WorkerScratch],
+        normed: &Matrix,
+        out: &mut [f32],
+    ) {
+        let parts = stripes(out, head.rows(), FILE_ROWS);
+        self.pool.for_each_with(
+            workers,
+            parts,
+            |WorkerScratch { row, floats, .. }, _, mut stripe| {
                 let columns = stripe.columns();
-                s.floats.resize(normed.rows() * columns.len(), 0.0);
-                self.isa.logits(head, columns.clone(), &normed.data, &mut s.row, &mut s.floats);
-                for (token, y) in s.floats.chunks(columns.len()).enumerate() {
+                floats.resize(normed.rows() * columns.len(), 0.0);
+                self.isa.logits(head, columns.clone(), &normed.data, row, floats);
+                for (token, y) in floats.chunks(columns.len()).enumerate() {
                     stripe.row(token).copy_from_slice(y);
                 }
-            });
-        });
+            },
+        );
     }
 }
 

@@ -6,13 +6,13 @@
 
 use crate::cpu::isa::Isa;
 use crate::cpu::packed::PANEL_ROWS;
-use crate::cpu::pool::ThreadPool;
+use crate::cpu::pool::{ThreadPool, chunks, items};
 use crate::dense::{DenseMatrix, DenseType};
 use crate::head::InvalidHead;
 use crate::scalar::int8::MAX_COLS;
 
 /// Columns of a group.
-const GROUP_COLS: usize = 16;
+pub(crate) const GROUP_COLS: usize = 16;
 
 /// Four blocks: sixteen columns of a panel, so that a kernel can keep several sums of one product under way.
 pub(crate) type Group = [[u8; 64]; 4];
@@ -50,18 +50,16 @@ impl Int8Head {
         let mut head = Self::empty(rows, cols);
         let panel_bytes = PANEL_ROWS * cols.next_multiple_of(GROUP_COLS);
         let (bytes, scales) = head.parts();
-        let mut parts: Vec<_> = bytes
-            .chunks_mut((PANELS_AT_ONCE * panel_bytes).max(1))
-            .zip(scales.chunks_mut(PANELS_AT_ONCE * PANEL_ROWS))
-            .enumerate()
-            .map(|(part, (bytes, scales))| (part, bytes, scales, Ok(())))
-            .collect();
-        pool.for_each(&mut parts, |_, (part, bytes, scales, result)| {
-            let first = *part * PANELS_AT_ONCE * PANEL_ROWS;
+        let step = PANELS_AT_ONCE * PANEL_ROWS;
+        let mut results = vec![Ok(()); rows.div_ceil(step)];
+        let packed = chunks(bytes, (PANELS_AT_ONCE * panel_bytes).max(1));
+        let parts = ((packed, chunks(scales, step)), items(&mut results));
+        pool.for_each(parts, |part, ((bytes, scales), result)| {
+            let first = part * step;
             *result = pack_panels(weights, isa, first, bytes, scales);
             taken(first..rows.min(first + scales.len()));
         });
-        parts.into_iter().try_for_each(|(.., result)| result)?;
+        results.into_iter().collect::<Result<(), _>>()?;
         Ok(head)
     }
 

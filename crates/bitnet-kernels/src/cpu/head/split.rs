@@ -1,6 +1,7 @@
 //! Inputs of the int8 head.
 
 use super::product::Half;
+use crate::cpu::pool::{Chunks, chunks};
 use crate::scalar::int8::{self, Split};
 
 /// Rows of sixteen-bit activations as two halves of int8 each; see [`crate::scalar::int8`].
@@ -57,6 +58,11 @@ impl SplitRows {
             both[half * self.stride..][..self.stride].as_chunks::<4>().0.as_chunks::<4>().0
         };
         [groups(0), groups(1)]
+    }
+
+    /// The rows for filling by several threads: high and low half of each, then scales and sums.
+    pub(crate) fn as_mut_parts(&mut self) -> (Chunks<'_, i8>, &mut [Split]) {
+        (chunks(&mut self.halves, 2 * self.stride), &mut self.splits)
     }
 
     /// The rows one by one, for filling: both halves with padding, and scale and sums.

@@ -56,6 +56,16 @@ fn halves<'a, const N: usize>(tile: &Int8Tile<'a>, groups: usize) -> [Half<'a>; 
     std::array::from_fn(|t| &tile.x[t][..groups])
 }
 
+/// Calls `$run!(N)` for the constant `N` that equals a number of tokens.
+macro_rules! with_tokens {
+    ($tokens:expr, [$($n:literal)*], $run:ident) => {
+        match $tokens {
+            $($n => $run!($n),)*
+            tokens => unreachable!("a tile of this kernel never has {tokens} tokens"),
+        }
+    };
+}
+
 /// Defines the kernel of a tier: its module, token, most panels and tokens, and the arms that choose by number of halves.
 macro_rules! tier {
     ($token:ident, $panels:literal, $tokens:literal, $run:path) => {
