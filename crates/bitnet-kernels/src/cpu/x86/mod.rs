@@ -25,6 +25,7 @@ mod avx512;
 mod avx512_vnni;
 mod avx_vnni;
 pub(super) mod floats;
+pub(super) mod probe;
 mod sse41;
 mod v128;
 mod v256;
