@@ -1,4 +1,5 @@
-//! What one token reads from memory.
+//! What one token reads from memory, and how many products it takes. All figures of the benchmark that count bytes come from
+//! here: a new form of weights, head or cache changes one line.
 
 use bitnet_kernels::cpu::packed::{BLOCK_COLS, PANEL_ROWS};
 use bitnet_kernels::kv::{KvType, PAGE};
@@ -57,14 +58,19 @@ impl TokenBytes {
         }
     }
 
+    /// What a step reads that generates a token for each of `count` sequences: weights once, keys and values for each.
+    pub fn for_sequences(self, count: usize) -> Self {
+        Self { kv: self.kv * count as u64, ..self }
+    }
+
     /// All parts together.
     pub fn total(&self) -> u64 {
         self.ternary + self.head + self.other + self.kv
     }
 }
 
-/// Rows and columns of a layer's ternary matrices.
-fn linears(config: &ArchConfig) -> [(usize, usize); 7] {
+/// Rows and columns of a layer's ternary matrices: q, k, v, o, gate, up, down.
+pub(super) fn linears(config: &ArchConfig) -> [(usize, usize); 7] {
     let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
     let q = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
@@ -85,7 +91,11 @@ pub fn ternary_weights(config: &ArchConfig) -> u64 {
     (layer * config.num_hidden_layers) as u64
 }
 
-fn packed_bytes(rows: usize, cols: usize) -> u64 {
+/// How ternary weights lie in memory while a model runs.
+pub(super) const TERNARY_FORM: &str = "2 bits";
+
+/// Bytes of a ternary matrix while a model runs.
+pub(super) fn packed_bytes(rows: usize, cols: usize) -> u64 {
     (rows.next_multiple_of(PANEL_ROWS) * cols.next_multiple_of(BLOCK_COLS) / 4) as u64
 }
 
