@@ -6,7 +6,7 @@
 //! reported as wrong and not as fast.
 //!
 //! [`run`] measures a model, [`kernel::run`] one product of a given shape, [`ablation::run`] what each step from the plainest
-//! code to the fastest brings, and [`load::run`] how a model gets into memory.
+//! code to the fastest brings, and [`load::run`] how a model gets into memory. [`modes::run`] compares ways to answer several prompts.
 
 pub mod ablation;
 mod advice;
@@ -17,6 +17,7 @@ pub mod kernel;
 pub mod load;
 mod machine;
 mod measure;
+pub mod modes;
 mod probes;
 mod report;
 mod source;

@@ -4,6 +4,7 @@ mod ablation;
 mod kernel;
 mod load;
 mod model;
+mod modes;
 mod output;
 mod plot;
 mod sheet;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use bitnet::bench::ablation::AblationConfig;
 use bitnet::bench::kernel::{KernelConfig, parse_shape};
+use bitnet::bench::modes::ModesConfig;
 use bitnet::bench::{self, BenchConfig, BenchProgress, BenchReport, Case};
 use bitnet::{BitNetModel, ModelBuilder, ModelConfig};
 use bitnet_kernels::cpu::topology::Topology;
@@ -48,10 +50,10 @@ pub struct BenchmarkArgs {
     /// SIMD levels, as sse,avx,avx2,avx512; those not available here are listed with the reason [default: the best]
     #[arg(long, value_name = "LEVEL,…", value_delimiter = ',')]
     simd_level: Vec<String>,
-    /// Tokens of the prompt; 0 leaves it out [default: 512; with --ablation 64]
+    /// Tokens of the prompt; 0 leaves it out [default: 512; with --ablation and --modes 64]
     #[arg(short, long, value_name = "TOKENS")]
     prompt_tokens: Option<usize>,
-    /// Tokens to generate in each measurement; 0 leaves it out [default: 128; with --ablation 16]
+    /// Tokens to generate in each measurement; 0 leaves it out [default: 128; with --ablation 16, with --modes 64]
     #[arg(short = 'n', long, value_name = "TOKENS")]
     max_tokens: Option<usize>,
     /// Tokens in the cache when a generation begins, as 0,1024,4000: one measurement for each [default: 0]
@@ -77,7 +79,7 @@ pub struct BenchmarkArgs {
     output: Option<PathBuf>,
     /// Draw curves over --threads, --ctx and --batch-sizes into an SVG file
     #[arg(long, value_name = "FILE.svg", help_heading = "Output")]
-    #[arg(conflicts_with_all = ["load", "kernel_bench", "ablation"])]
+    #[arg(conflicts_with_all = ["load", "kernel_bench", "ablation", "modes"])]
     plot: Option<PathBuf>,
 }
 
@@ -95,6 +97,10 @@ struct Mode {
     /// greatest of --threads
     #[arg(long, conflicts_with_all = ["load", "kernel_bench", "simd_level", "ctx", "batch_sizes"])]
     ablation: bool,
+    /// Answer six prompts in three ways: one by one, by several engines with a share of the threads each, and together; with
+    /// the greatest of --threads
+    #[arg(long, conflicts_with_all = ["load", "kernel_bench", "ablation", "simd_level", "ctx", "batch_sizes", "warmup"])]
+    modes: bool,
     /// Rows and columns of the product, as 4096x4096; --kernel-bench takes several [default: 4096x4096]
     #[arg(long, value_name = "ROWSxCOLS", value_delimiter = ',', value_parser = parse_shape)]
     shape: Vec<(usize, usize)>,
@@ -124,6 +130,7 @@ pub fn run(args: &BenchmarkArgs, console: &Console) -> Result<()> {
     let open = || opened(path.as_deref());
     match &args.mode {
         Mode { load: true, .. } => run_load(args, &open, &threads, format, console),
+        Mode { modes: true, .. } => run_modes(args, &open, &threads, format, console),
         Mode { ablation: true, .. } => run_ablation(args, &open, &threads, format, console),
         _ => run_model(args, &open, threads, format, console),
     }
@@ -242,6 +249,28 @@ fn run_ablation(
     })?;
     warn_of_build(&report.build, console);
     deliver(args, format, &report, &ablation::document(&report))?;
+    verdict(report.is_right())
+}
+
+fn run_modes(
+    args: &BenchmarkArgs,
+    open: &dyn Fn() -> ModelBuilder,
+    threads: &[usize],
+    format: Option<Format>,
+    console: &Console,
+) -> Result<()> {
+    let config = ModesConfig {
+        prompts: 6,
+        threads: threads.iter().copied().max().unwrap_or(1),
+        prompt_tokens: args.prompt_tokens.unwrap_or(64),
+        generated_tokens: args.max_tokens.unwrap_or(64),
+        iterations: args.iterations,
+    };
+    let report = with_bar(console, |progress| {
+        bench::modes::run(open, &ModelConfig::default(), &config, progress)
+    })?;
+    warn_of_build(&report.build, console);
+    deliver(args, format, &report, &modes::document(&report))?;
     verdict(report.is_right())
 }
 

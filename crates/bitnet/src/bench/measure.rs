@@ -250,7 +250,7 @@ fn outputs(model: &BitNetModel) -> Result<Outputs, Error> {
 }
 
 /// Tokens as various as those of a text, the same in every run, others for each sequence.
-fn prompt_ids(model: &BitNetModel, sequence: usize, count: usize) -> Vec<u32> {
+pub(super) fn prompt_ids(model: &BitNetModel, sequence: usize, count: usize) -> Vec<u32> {
     let vocab = model.config().vocab_size as u64;
     let first = 1 + sequence as u64 * 0x1000_0000;
     let id = |i: u64| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 16) % vocab;

@@ -135,53 +135,76 @@ fn long_enough(mut curves: Vec<Curve>) -> Vec<Curve> {
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
 
+fn text(size: u32) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&TEXT.0)
+}
+
 fn draw<'a>(panel: &Panel, area: &Area<'a>) -> Result<(), DrawError<'a>> {
     let points = || panel.curves.iter().flat_map(|curve| &curve.points);
     let most_x = points().map(|point| point.0).fold(0.0, f64::max);
     let most_y = points().map(|point| point.1.max(point.2)).fold(0.0, f64::max);
-    let text = |size: u32| ("sans-serif", size).into_font().color(&TEXT.0);
+    let lines = legend(panel, area)?;
     let mut chart = ChartBuilder::on(area)
-        .caption(panel.title, text(19))
         .margin(14)
-        .x_label_area_size(42)
-        .y_label_area_size(62)
-        .build_cartesian_2d(0.0..most_x * 1.04, 0.0..most_y * 1.12)?;
+        .margin_top(LEGEND_TOP + lines * LEGEND_LINE + 8)
+        .x_label_area_size(46)
+        .y_label_area_size(64)
+        .build_cartesian_2d(0.0..most_x * 1.03, 0.0..most_y * 1.06)?;
+    // Threads and sequences are whole numbers, and a step of less than one has nothing to say.
+    let whole = |x: &f64| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() };
     chart
         .configure_mesh()
         .disable_x_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(FAINT.0)
         .axis_style(FAINT.0)
-        .label_style(text(13))
-        .axis_desc_style(text(14))
+        .label_style(text(15))
+        .axis_desc_style(text(15))
         .x_desc(panel.x)
         .y_desc("tokens/s")
         .x_labels(10)
         .y_labels(7)
-        .x_label_formatter(&|x| format!("{x:.0}"))
+        .x_label_formatter(&whole)
         .y_label_formatter(&|y| if most_y < 10.0 { format!("{y:.1}") } else { format!("{y:.0}") })
         .draw()?;
     for (curve, color) in panel.curves.iter().zip(CURVES.iter().cycle()) {
         let bound = curve.points.iter().map(|&(x, _, bound)| (x, bound));
         chart.draw_series(DashedLineSeries::new(bound, 5, 5, color.stroke_width(1)))?;
         let reached = || curve.points.iter().map(|&(x, y, _)| (x, y));
-        chart
-            .draw_series(LineSeries::new(reached(), color.stroke_width(2)))?
-            .label(&curve.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 22, y)], color.stroke_width(2)));
+        chart.draw_series(LineSeries::new(reached(), color.stroke_width(2)))?;
         chart.draw_series(reached().map(|point| Circle::new(point, 3, color.filled())))?;
     }
-    chart
-        .draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?
-        .label("dashed: what the probes allow")
-        .legend(|(x, y)| Circle::new((x, y), 0, TRANSPARENT));
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .label_font(text(13))
-        .border_style(TRANSPARENT)
-        .background_style(TRANSPARENT)
-        .draw()
+    Ok(())
+}
+
+/// Where the legend begins under the panel's title, and the height of its lines.
+const LEGEND_TOP: u32 = 40;
+const LEGEND_LINE: u32 = 20;
+
+/// Draws the title, and below it which curve is which. Returns the lines that the legend takes.
+fn legend<'a>(panel: &Panel, area: &Area<'a>) -> Result<u32, DrawError<'a>> {
+    /// Width of a letter and of the stroke beside a name; fonts differ, so there is some room.
+    const LETTER: i32 = 7;
+    const STROKE: i32 = 32;
+    area.draw(&Text::new(panel.title, (18, 14), text(20)))?;
+    let (mut x, mut line) = (18, 0);
+    let curves = panel.curves.iter().zip(CURVES.iter().cycle());
+    let names = curves.map(|(curve, color)| (&*curve.name, Some(*color)));
+    for (name, color) in names.chain([("dashed: what the probes allow", None)]) {
+        let stroke = if color.is_some() { STROKE } else { 0 };
+        let width = stroke + LETTER * name.len() as i32;
+        if x > 18 && x + width > PANEL.0 as i32 {
+            (x, line) = (18, line + 1);
+        }
+        let y = (LEGEND_TOP + line * LEGEND_LINE) as i32;
+        if let Some(color) = color {
+            let ends = vec![(x, y + 7), (x + STROKE - 10, y + 7)];
+            area.draw(&PathElement::new(ends, color.stroke_width(3)))?;
+        }
+        area.draw(&Text::new(name, (x + stroke, y), text(15)))?;
+        x += width + 16;
+    }
+    Ok(line + 1)
 }
 
 /// Adds a title for those who hear pictures, and the colours of a dark theme.
