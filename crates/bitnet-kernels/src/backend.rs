@@ -64,13 +64,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// `out[t] = table[ids[t]]`.
     fn embed(&self, table: &Self::Dense, ids: &[u32], out: &mut Self::Activations);
 
-    /// `out_i = W_i · q(norm(x))` for several BitLinears that share their input: q, k, v.
+    /// `out_i = W_i · q(norm(x))` for the three BitLinears that share their input: q, k, v.
     fn project(
         &self,
         scratch: &mut Self::Scratch,
         x: &Self::Activations,
         norm: &Norm<Self::Vector>,
-        parts: &mut [(&Self::Ternary, &mut Self::Activations)],
+        parts: [(&Self::Ternary, &mut Self::Activations); 3],
     );
 
     /// `y += W · q(norm(x))`, or without the norm: `o_proj`, `down_proj`.

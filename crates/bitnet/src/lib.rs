@@ -32,8 +32,8 @@ mod quantization;
 mod stream;
 
 pub use bitnet_inference::{
-    EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig, Output, Piece,
-    SamplingStrategy, Stop, Timings,
+    DraftStrategy, EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig,
+    Output, Piece, SamplingStrategy, Stop, Timings,
 };
 pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
 pub use bitnet_kernels::cpu::level::{CpuFeatures, SimdLevel};
@@ -55,3 +55,8 @@ pub use perplexity::{Perplexity, PerplexityInput, PerplexityMethod, PerplexityPr
 pub use prompt::Prompt;
 pub use quantization::{QuantizationType, UnknownQuantization};
 pub use stream::{BlockingGeneration, GenerationStream};
+
+/// The README's program.
+#[cfg(all(doctest, feature = "demo-model"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

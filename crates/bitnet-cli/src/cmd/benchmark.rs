@@ -18,8 +18,8 @@ use bitnet::bench::kernel::{KernelConfig, parse_shape};
 use bitnet::bench::modes::ModesConfig;
 use bitnet::bench::{self, BenchConfig, BenchProgress, BenchReport, Case};
 use bitnet::{BitNetModel, ModelBuilder, ModelConfig};
+use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::cpu::topology::Topology;
-use clap::builder::TypedValueParser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -29,7 +29,14 @@ use crate::args::ModelSource;
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::load::{demo, resolve};
-use crate::threads;
+use crate::{numbers, threads};
+
+/// More tokens than any model looks back on; sums of a few of them do not overflow.
+const MOST_TOKENS: usize = 1 << 20;
+/// More sequences, and more tokens of a product, than anybody computes together.
+const MOST_TOGETHER: usize = 1 << 16;
+/// More measurements than anybody waits for.
+const MOST_ITERATIONS: usize = 10_000;
 
 /// Measure how fast a model runs here, and how near that is to what the machine can do
 ///
@@ -43,31 +50,36 @@ pub struct BenchmarkArgs {
     #[arg(short, long, env = "BITNET_MODEL", hide_env_values = true, value_name = "MODEL")]
     #[arg(value_parser = ModelSource::parser())]
     model: Option<ModelSource>,
-    /// Numbers of compute threads, as 1,2,4; those above the number of processors are flagged [default: as elsewhere]
+    /// Numbers of compute threads, as 1,2,4; those above the number of processors are flagged [default: as for inference]
     #[arg(short, long, value_name = "N,…", value_delimiter = ',')]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=threads::MAX as i64).map(|n| n as usize))]
+    #[arg(allow_hyphen_values = true, value_parser = numbers::whole(1..=threads::MAX))]
     threads: Vec<usize>,
     /// SIMD levels, as sse,avx,avx2,avx512; those not available here are listed with the reason [default: the best]
     #[arg(long, value_name = "LEVEL,…", value_delimiter = ',')]
     simd_level: Vec<String>,
     /// Tokens of the prompt; 0 leaves it out [default: 512; with --ablation and --modes 64]
-    #[arg(short, long, value_name = "TOKENS")]
+    #[arg(short, long, value_name = "TOKENS", allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(0..=MOST_TOKENS))]
     prompt_tokens: Option<usize>,
     /// Tokens to generate in each measurement; 0 leaves it out [default: 128; with --ablation 16, with --modes 64]
-    #[arg(short = 'n', long, value_name = "TOKENS")]
+    #[arg(short = 'n', long, value_name = "TOKENS", allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(0..=MOST_TOKENS))]
     max_tokens: Option<usize>,
     /// Tokens in the cache when a generation begins, as 0,1024,4000: one measurement for each [default: 0]
     #[arg(long, alias = "depth", value_name = "TOKENS,…", value_delimiter = ',')]
+    #[arg(allow_hyphen_values = true, value_parser = numbers::whole(0..=MOST_TOKENS))]
     ctx: Vec<usize>,
     /// Numbers of sequences to generate together, as 1,8,32, with the first of --ctx [default: none]
-    #[arg(long, value_name = "N,…", value_delimiter = ',')]
-    #[arg(value_parser = positive())]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(1..=MOST_TOGETHER))]
     batch_sizes: Vec<usize>,
     /// Measurements of each
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(1..=MOST_ITERATIONS))]
     iterations: usize,
-    /// Runs before them that are not counted
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    /// Runs before the measurements that are not counted
+    #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(0..=MOST_ITERATIONS))]
     warmup: usize,
     #[command(flatten)]
     mode: Mode,
@@ -104,13 +116,13 @@ struct Mode {
     /// Rows and columns of the product, as 4096x4096; --kernel-bench takes several [default: 4096x4096]
     #[arg(long, value_name = "ROWSxCOLS", value_delimiter = ',', value_parser = parse_shape)]
     shape: Vec<(usize, usize)>,
+    /// How the product's weights lie in memory, as 2bit,1.6bit [default: as the engine packs them]
+    #[arg(long, value_name = "FORM,…", value_delimiter = ',', requires = "kernel_bench")]
+    packing: Vec<Packing>,
     /// Tokens that the product has at once [default: 1,64]
-    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = positive())]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(1..=MOST_TOGETHER))]
     batch: Vec<usize>,
-}
-
-fn positive() -> impl TypedValueParser<Value = usize> {
-    clap::value_parser!(u32).range(1..=65_536).map(|n| n as usize)
 }
 
 pub fn run(args: &BenchmarkArgs, console: &Console) -> Result<()> {
@@ -215,6 +227,7 @@ fn run_kernel(
         batches: or(&args.mode.batch, &[1, 64]),
         threads,
         simd_levels: args.simd_level.clone(),
+        packings: args.mode.packing.clone(),
         iterations: args.iterations,
     };
     let report = with_bar(console, |progress| bench::kernel::run(&config, progress))?;
@@ -367,7 +380,7 @@ fn warnings(report: &BenchReport) -> Vec<String> {
     counts.sort_unstable();
     counts.dedup();
     let oversubscribed = |count: usize| {
-        format!("{count} threads are more than the {processors} processors: they take turns")
+        format!("{count} threads are more than the {processors} processors: {processors} are used")
     };
     let mut warnings: Vec<_> = counts.into_iter().map(oversubscribed).collect();
 

@@ -80,7 +80,7 @@ impl Backend for Faulty {
         scratch: &mut Self::Scratch,
         x: &Self::Activations,
         norm: &Norm<Self::Vector>,
-        parts: &mut [(&Self::Ternary, &mut Self::Activations)],
+        parts: [(&Self::Ternary, &mut Self::Activations); 3],
     ) {
         self.cpu.project(scratch, x, norm, parts);
     }

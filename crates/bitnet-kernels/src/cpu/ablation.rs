@@ -10,7 +10,7 @@ use super::packed::Block;
 use super::x86::row_major as native;
 use crate::activation::QuantizedRows;
 use crate::scalar::ternary::dot;
-use crate::ternary::{CODES_PER_WORD, TernaryMatrix};
+use crate::ternary::{CODES_PER_WORD, TernaryMatrix, words_per_row};
 
 /// A way to multiply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,16 +36,17 @@ pub fn product(
     assert_eq!(w.cols(), x.cols(), "weights and activations have the same columns");
     let mut out = Vec::with_capacity(rows.len() * x.rows());
     let table = table();
+    let padded = words_per_row(w.cols()) * CODES_PER_WORD;
     for token in 0..x.rows() {
         let (q, sum) = (&x.row(token)[..x.cols()], x.sum[token]);
         match step {
             Step::Scalar => out.extend(rows.clone().map(|row| dot(w.row(row), q))),
             Step::Table => {
-                let q = x.row(token);
+                let q = &x.row(token)[..padded];
                 out.extend(rows.clone().map(|row| by_table(&table, w.row(row), q)));
             }
             Step::RowMajor(isa) => {
-                let activations = Strided::new(native_words(isa)?, x.row(token));
+                let activations = Strided::new(native_words(isa)?, &x.row(token)[..padded]);
                 let products = rows.clone().map(|row| along(isa, w.row(row), &activations, sum));
                 out.extend(products);
             }

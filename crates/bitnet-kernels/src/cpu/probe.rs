@@ -5,7 +5,7 @@ pub(super) mod memory;
 use std::time::{Duration, Instant};
 
 use super::isa::Isa;
-use super::pool::ThreadPool;
+use super::pool::{ThreadPool, items};
 #[cfg(target_arch = "x86_64")]
 use super::x86::probe as native;
 pub use memory::{Pages, ReadProbe, Reads, read};
@@ -53,10 +53,10 @@ pub fn barrier(threads: usize, time: Duration) -> std::io::Result<Vec<f64>> {
     /// Operations of a turn: as many as make a token of a large model.
     const OPERATIONS: u32 = 200;
     let pool = ThreadPool::new(threads)?;
-    let mut items = vec![(); threads];
+    let mut nothing = vec![(); threads];
     let mut turn = || {
         let begin = Instant::now();
-        (0..OPERATIONS).for_each(|_| pool.for_each(&mut items, |_, _| ()));
+        (0..OPERATIONS).for_each(|_| pool.for_each(items(&mut nothing), |_, _| ()));
         begin.elapsed().as_secs_f64() / f64::from(OPERATIONS)
     };
     turn(); // starts the threads
@@ -73,7 +73,7 @@ fn turns(
     let mut counts = vec![0; threads];
     let mut turn = |rounds: usize| {
         let begin = Instant::now();
-        pool.for_each(&mut counts, |_, count| *count = spin(rounds));
+        pool.for_each(items(&mut counts), |_, count| *count = spin(rounds));
         counts.iter().sum::<usize>() as f64 / begin.elapsed().as_secs_f64()
     };
     let per_second = turn(1000) / spin(1) as f64;

@@ -162,9 +162,9 @@ impl<B: Backend> Model<B> {
     }
 
     fn attention(&self, layer: &Layer<B>, batch: &Batch, kv: &mut B::KvLayer, s: &mut Scratch<B>) {
-        let mut parts =
+        let parts =
             [(&layer.q_proj, &mut s.q), (&layer.k_proj, &mut s.k), (&layer.v_proj, &mut s.v)];
-        self.backend.project(&mut s.operations, &s.hidden, &layer.input_layernorm, &mut parts);
+        self.backend.project(&mut s.operations, &s.hidden, &layer.input_layernorm, parts);
         self.backend.rotate_and_store(&s.rope, &batch.slots, &mut s.q, &mut s.k, &s.v, kv);
         self.backend.attention(&mut s.operations, &s.q, kv, &batch.spans, &mut s.attention);
     }

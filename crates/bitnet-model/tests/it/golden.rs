@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bitnet_kernels::backend::Backend;
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::cpu::pool::ThreadPool;
 use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_kernels::scalar::norm;
 use bitnet_model::batch::{Batch, Outputs};
@@ -29,7 +30,7 @@ const MODELS: [(&str, &str); 5] = [
 fn load(model: &str, isa: Isa, threads: usize) -> Model<CpuBackend> {
     let checkpoint =
         Checkpoint::open(&testdata("golden").join(model), &OpenOptions::default()).unwrap();
-    let backend = Arc::new(CpuBackend::new(isa, threads).unwrap());
+    let backend = Arc::new(CpuBackend::with_pool(isa, ThreadPool::new(threads).unwrap()));
     Model::load(&checkpoint, backend, threads, &|_| {}).unwrap()
 }
 

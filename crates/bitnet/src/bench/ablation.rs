@@ -11,7 +11,7 @@ use bitnet_kernels::activation::QuantizedRows;
 use bitnet_kernels::cpu::ablation::{self, Step};
 use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::cpu::level::SimdLevel;
-use bitnet_kernels::cpu::packed::PackedTernary;
+use bitnet_kernels::cpu::packed::{PackedTernary, Packing};
 use bitnet_kernels::cpu::pool::ThreadPool;
 use bitnet_kernels::ternary::TernaryMatrix;
 use serde::Serialize;
@@ -193,10 +193,10 @@ fn product_steps(
     let (rows, cols) = config.shape;
     let x = activations(batch, cols);
     let neutral = weights(rows, cols);
-    let packed = PackedTernary::pack(&neutral);
-    let copies = (machine.probe_bytes() / packed.bytes().max(1)).clamp(1, 4096);
-    let (neutral, packed) = (vec![neutral; copies], vec![packed; copies]);
-    let mut steps = Steps::new(6, progress);
+    let forms = [Packing::TwoBits, Packing::FiveTrits].map(|p| PackedTernary::pack(&neutral, p));
+    let copies = (machine.probe_bytes() / forms[1].bytes().max(1)).clamp(1, 4096);
+    let (neutral, forms) = (vec![neutral; copies], forms.map(|form| vec![form; copies]));
+    let mut steps = Steps::new(7, progress);
     let iterations = config.iterations;
     let mut product = Product { x: &x, iterations, expected: None, steps: Vec::new() };
     let mut step = |name: &str| steps.next(format!("{rows}x{cols}, {batch} tokens: {name}"));
@@ -216,16 +216,20 @@ fn product_steps(
         product.plain(name, &format!("{isa} vectors along rows"), Step::RowMajor(isa), &neutral);
     }
     let best = tiers.best();
-    for (name, threads) in [("packed layout", 1), ("pool", config.threads)] {
-        let what = match threads {
-            1 => format!("{best} on panels of 16 rows"),
-            _ => format!("the same on {threads} threads"),
+    step("packed layout");
+    let panels = format!("{best} on panels of 16 rows");
+    product.packed("packed layout", &panels, best, 1, &forms[0])?;
+    step("1.6 bit");
+    product.packed("1.6 bit", "five weights to a byte", best, 1, &forms[1])?;
+    if config.threads > 1 {
+        step("pool");
+        let [.., two_bits, five_trits] = &product.steps[..] else {
+            unreachable!("both forms were just measured")
         };
-        step(name);
-        product.packed(name, &what, best, threads, &packed)?;
-        if config.threads == 1 {
-            break;
-        }
+        let faster = usize::from(five_trits.milliseconds.median < two_bits.milliseconds.median);
+        let form = ["2 bits", "1.6 bits"][faster];
+        let what = format!("{form} on {} threads", config.threads);
+        product.packed("pool", &what, best, config.threads, &forms[faster])?;
     }
     Ok(product.steps)
 }

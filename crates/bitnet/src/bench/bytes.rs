@@ -1,7 +1,7 @@
 //! What one token reads from memory, and how many products it takes. All figures of the benchmark that count bytes come from
 //! here: a new form of weights, head or cache changes one line.
 
-use bitnet_kernels::cpu::packed::{BLOCK_COLS, PANEL_ROWS};
+use bitnet_kernels::cpu::packed::{PANEL_ROWS, Packing};
 use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_model::config::ArchConfig;
 use bitnet_model::format::Checkpoint;
@@ -14,7 +14,7 @@ use crate::model::BitNetModel;
 /// Bytes that generating one token reads, by part. Activations stay in cache and are not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct TokenBytes {
-    /// Ternary weights as they lie in memory: two bits each, rows and columns filled up to multiples of 16.
+    /// Ternary weights as they lie in memory: rows and columns are filled up to whole blocks.
     pub ternary: u64,
     /// The output head, as it is stored.
     pub head: u64,
@@ -48,7 +48,7 @@ impl TokenBytes {
         Self {
             ternary: linears(config)
                 .iter()
-                .map(|&(rows, cols)| packed_bytes(rows, cols))
+                .map(|&(rows, cols)| packed_bytes(rows, cols, PACKING))
                 .sum::<u64>()
                 * config.num_hidden_layers as u64,
             head,
@@ -91,12 +91,13 @@ pub fn ternary_weights(config: &ArchConfig) -> u64 {
     (layer * config.num_hidden_layers) as u64
 }
 
-/// How ternary weights lie in memory while a model runs.
-pub(super) const TERNARY_FORM: &str = "2 bits";
+/// How the engine packs ternary weights.
+pub(super) const PACKING: Packing = Packing::TwoBits;
 
-/// Bytes of a ternary matrix while a model runs.
-pub(super) fn packed_bytes(rows: usize, cols: usize) -> u64 {
-    (rows.next_multiple_of(PANEL_ROWS) * cols.next_multiple_of(BLOCK_COLS) / 4) as u64
+/// Bytes of a ternary matrix in memory: whole panels and whole blocks.
+pub(super) fn packed_bytes(rows: usize, cols: usize, packing: Packing) -> u64 {
+    let cols = cols.next_multiple_of(packing.block_cols());
+    (rows.next_multiple_of(PANEL_ROWS) * cols / packing.weights_per_byte()) as u64
 }
 
 fn norm_weights(config: &ArchConfig) -> u64 {

@@ -87,12 +87,12 @@ pub(super) fn room_for(
     bytes_per_token: usize,
 ) -> InferenceConfig {
     let default = InferenceConfig::default();
-    let pages = (sequences * tokens.next_multiple_of(PAGE)).max(context.next_multiple_of(PAGE));
+    let positions = (sequences * tokens.next_multiple_of(PAGE)).max(context.next_multiple_of(PAGE));
     InferenceConfig {
         max_batch_size: default.max_batch_size.max(sequences),
         max_batch_tokens: default.max_batch_tokens.max(2 * sequences),
         max_waiting: default.max_waiting.max(sequences),
-        kv_cache_bytes: pages * bytes_per_token,
+        kv_cache_bytes: positions.saturating_mul(bytes_per_token),
     }
 }
 

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use bitnet_kernels::activation::QuantizedRows;
 use bitnet_kernels::cpu::ablation;
 use bitnet_kernels::cpu::isa::Isa;
-use bitnet_kernels::cpu::packed::{PANEL_ROWS, PackedTernary};
-use bitnet_kernels::cpu::pool::ThreadPool;
+use bitnet_kernels::cpu::packed::{PANEL_ROWS, PackedTernary, Packing};
+use bitnet_kernels::cpu::pool::{ThreadPool, items};
 use bitnet_kernels::ternary::{TernaryMatrix, WeightScale, words_per_row};
 use serde::Serialize;
 
-use super::bytes::{self, packed_bytes};
+use super::bytes::{PACKING, packed_bytes};
 use super::machine::Machine;
 use super::probes::{Bracket, ProbeSummary, Probes};
 use super::report::{Limit, Rate};
@@ -39,6 +39,8 @@ pub struct KernelConfig {
     pub threads: Vec<usize>,
     /// SIMD levels by name; empty: the best.
     pub simd_levels: Vec<String>,
+    /// How weights lie in memory; empty: as the engine packs them.
+    pub packings: Vec<Packing>,
     /// Measurements of each.
     pub iterations: usize,
 }
@@ -51,8 +53,6 @@ pub struct KernelReport {
     pub build: Build,
     /// Where it ran.
     pub machine: Machine,
-    /// How weights lie in memory.
-    pub ternary_form: &'static str,
     /// Every combination, those of a shape and a batch after the naive reference.
     pub lines: Vec<KernelLine>,
     /// Levels that this machine does not have, with the reason.
@@ -81,6 +81,8 @@ pub enum Place {
 pub struct KernelLine {
     /// The level, or `naive`.
     pub kernel: String,
+    /// How weights lie in memory.
+    pub packing: String,
     /// Output features.
     pub rows: usize,
     /// Input features.
@@ -195,7 +197,7 @@ impl<'a> Shared<'a> {
 
     pub fn compute(&mut self, w: &PackedTernary, x: &QuantizedRows) {
         let isa = self.isa;
-        self.pool.for_each(&mut self.parts, |_, (panels, out)| {
+        self.pool.for_each(items(&mut self.parts), |_, (panels, out)| {
             isa.ternary_product(w, panels.clone(), 0..w.blocks_per_panel(), x, 0..x.rows(), out);
             black_box(out);
         });
@@ -227,32 +229,47 @@ pub fn run(
     check(config)?;
     let machine = Machine::detect();
     let (isas, not_available) = levels(&config.simd_levels);
+    let packings = match config.packings.is_empty() {
+        true => vec![PACKING],
+        false => config.packings.clone(),
+    };
+    let kernels = isas.len() * config.threads.len() * packings.len();
     let cases = config.shapes.len() * config.batches.len();
-    let mut steps = Steps::new(cases * (1 + isas.len() * config.threads.len()), progress);
-    let probes = Probes::new(machine.probe_bytes())?;
+    let mut steps = Steps::new(cases * (1 + kernels), progress);
+    let probes = Probes::new(&machine)?;
     let mut lines = Vec::new();
     for &(rows, cols) in &config.shapes {
         let neutral = weights(rows, cols);
-        let copies = (machine.probe_bytes() as u64 / packed_bytes(rows, cols)).clamp(1, 4096);
-        let packed = vec![PackedTernary::pack(&neutral); copies as usize];
+        let (mut cases, mut naives) = (Vec::new(), Vec::new());
         for &batch in &config.batches {
             let x = activations(batch, cols);
             steps.next(format!("{rows}x{cols}, {batch} tokens: naive reference"));
             let (naive, expected) = naive(&neutral, &x, config.iterations);
-            let slowest = naive.milliseconds.median;
-            lines.push(naive);
-            for (&isa, &threads) in
-                isas.iter().flat_map(|isa| config.threads.iter().map(move |n| (isa, n)))
-            {
-                steps.next(format!("{rows}x{cols}, {batch} tokens: {isa}, {threads} threads"));
-                let case = Kernel { isa, threads, packed: &packed, x: &x, expected: &expected };
-                lines.extend(case.measure(config.iterations, slowest, &machine, &probes)?);
+            naives.push(naive);
+            cases.push((x, expected));
+        }
+        let mut found: Vec<Vec<KernelLine>> = naives.into_iter().map(|naive| vec![naive]).collect();
+        for &packing in &packings {
+            let bytes = packed_bytes(rows, cols, packing);
+            let copies = (machine.probe_bytes() as u64 / bytes).clamp(1, 4096);
+            let packed = vec![PackedTernary::pack(&neutral, packing); copies as usize];
+            for ((x, expected), lines) in cases.iter().zip(&mut found) {
+                let (batch, slowest) = (x.rows(), lines[0].milliseconds.median);
+                for (&isa, &threads) in
+                    isas.iter().flat_map(|isa| config.threads.iter().map(move |n| (isa, n)))
+                {
+                    let what = format!("{packing}, {isa}, {threads} threads");
+                    steps.next(format!("{rows}x{cols}, {batch} tokens: {what}"));
+                    let case = Kernel { isa, threads, packed: &packed, x, expected };
+                    lines.extend(case.measure(config.iterations, slowest, &machine, &probes)?);
+                }
             }
         }
+        lines.extend(found.into_iter().flatten());
     }
     compare_threads(&mut lines);
     let build = Build::current();
-    Ok(KernelReport { build, machine, ternary_form: bytes::TERNARY_FORM, lines, not_available })
+    Ok(KernelReport { build, machine, lines, not_available })
 }
 
 fn check(config: &KernelConfig) -> Result<(), Error> {
@@ -305,6 +322,7 @@ fn naive(w: &TernaryMatrix, x: &QuantizedRows, iterations: usize) -> (KernelLine
     let milliseconds = Rate::new(times).expect("measured at least once");
     let line = KernelLine {
         kernel: "naive".into(),
+        packing: Packing::TwoBits.name().into(),
         gops: gops(w.rows(), w.cols(), x.rows(), milliseconds.median),
         bytes_per_second: 0.25e3 * (w.rows() * w.cols()) as f64 / milliseconds.median,
         rows: w.rows(),
@@ -396,6 +414,7 @@ impl Kernel<'_> {
             && w.bytes() as f64 / read_bandwidth.best > macs / peak_macs.best;
         KernelLine {
             kernel: self.isa.name().to_owned(),
+            packing: w.packing().name().to_owned(),
             rows: w.rows(),
             cols: w.cols(),
             batch,
@@ -424,8 +443,10 @@ impl Kernel<'_> {
 /// Fills in how the speed grows with the number of threads.
 fn compare_threads(lines: &mut [KernelLine]) {
     let like = |a: &KernelLine, b: &KernelLine| {
-        (&a.kernel, a.rows, a.cols, a.batch, a.place)
-            == (&b.kernel, b.rows, b.cols, b.batch, b.place)
+        let key = |l: &KernelLine| {
+            (l.kernel.clone(), l.packing.clone(), l.rows, l.cols, l.batch, l.place)
+        };
+        key(a) == key(b)
     };
     for index in 0..lines.len() {
         let line = &lines[index];
@@ -457,6 +478,7 @@ mod tests {
             batches: vec![1, 3],
             threads: vec![1, 2],
             simd_levels: Isa::available().iter().map(|isa| isa.name().to_owned()).collect(),
+            packings: Packing::ALL.to_vec(),
             iterations: 2,
         }
     }
@@ -467,7 +489,7 @@ mod tests {
         assert!(report.is_right(), "{report:#?}");
         let naive = report.lines.iter().filter(|line| line.kernel == "naive");
         assert_eq!(naive.count(), 4);
-        assert_eq!(report.lines.len(), 4 * (1 + 2 * 2 * Isa::available().len()));
+        assert_eq!(report.lines.len(), 4 * (1 + 2 * 2 * 2 * Isa::available().len()));
         for line in &report.lines {
             assert_eq!(line.efficiency.is_some(), line.threads == 2, "{line:?}");
         }
@@ -478,11 +500,12 @@ mod tests {
         let (w, x) = (weights(32, 64), activations(1, 64));
         let (_, mut expected) = naive(&w, &x, 1);
         expected[5] += 1;
-        let packed = [PackedTernary::pack(&w)];
+        let packed = [PackedTernary::pack(&w, PACKING)];
         let isa = Isa::best();
         let case = Kernel { isa, threads: 1, packed: &packed, x: &x, expected: &expected };
-        let probes = Probes::new(1 << 16).unwrap();
-        let lines = case.measure(1, 1.0, &Machine::detect(), &probes).unwrap();
+        let machine = Machine::detect();
+        let probes = Probes::new(&machine).unwrap();
+        let lines = case.measure(1, 1.0, &machine, &probes).unwrap();
         assert!(lines.iter().all(|line| !line.correct));
     }
 

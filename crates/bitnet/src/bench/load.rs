@@ -8,7 +8,7 @@ use bitnet_model::config::ArchConfig;
 use bitnet_model::format::Checkpoint;
 use serde::Serialize;
 
-use super::bytes::{linears, packed_bytes};
+use super::bytes::{PACKING, linears, packed_bytes};
 use super::drive;
 use super::machine::Machine;
 use super::report::Rate;
@@ -80,7 +80,8 @@ pub fn run(
     let mut steps = Steps::new(threads.len() * (iterations + 1), progress);
     let checkpoint = open().checkpoint()?;
     let config = checkpoint.config();
-    let layer: u64 = linears(config).iter().map(|&(rows, cols)| packed_bytes(rows, cols)).sum();
+    let layer: u64 =
+        linears(config).iter().map(|&(rows, cols)| packed_bytes(rows, cols, PACKING)).sum();
     let packed_bytes = layer * config.num_hidden_layers as u64;
     let file_bytes = checkpoint.size_bytes();
     let (mut lines, mut name) = (Vec::new(), String::new());
@@ -156,7 +157,7 @@ fn repack(checkpoint: &Checkpoint, threads: usize) -> Result<Repack, Error> {
             let name = format!("model.layers.{layer}.{}", NAMES[linear]);
             let matrix = checkpoint.ternary(&name, rows, cols)?;
             let decoded = begin.elapsed();
-            std::hint::black_box(PackedTernary::pack(&matrix));
+            std::hint::black_box(PackedTernary::pack(&matrix, PACKING));
             decode.fetch_add(decoded.as_nanos() as u64, Ordering::Relaxed);
             pack.fetch_add((begin.elapsed() - decoded).as_nanos() as u64, Ordering::Relaxed);
         }

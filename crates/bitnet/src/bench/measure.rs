@@ -24,6 +24,9 @@ use crate::model::BitNetModel;
 /// Tokens of the text on which every case has to agree with the oracle, and as many after it.
 const COMPARED_TOKENS: usize = 8;
 
+/// More of anything than can be measured, and so few that their products are numbers.
+const MOST: usize = 1 << 20;
+
 /// A level by its name, and a number of threads.
 pub(super) type Wanted = (String, usize);
 
@@ -85,7 +88,7 @@ pub(super) fn run_cases(
     let mut bench = Bench {
         config,
         machine: &machine,
-        probes: Probes::new(machine.probe_bytes())?,
+        probes: Probes::new(&machine)?,
         oracle: oracle.unwrap_or(found),
         seen: HashMap::new(),
         works,
@@ -120,6 +123,19 @@ fn check(config: &BenchConfig) -> Result<(), Error> {
     }
     if config.threads.contains(&0) {
         return Err(invalid("threads", 0, "at least 1"));
+    }
+    let counts = [
+        ("prompt_tokens", Some(config.prompt_tokens)),
+        ("generated_tokens", Some(config.generated_tokens)),
+        ("depths", config.depths.iter().copied().max()),
+        ("batch_sizes", config.batch_sizes.iter().copied().max()),
+        ("iterations", Some(config.iterations)),
+        ("warmup", Some(config.warmup)),
+    ];
+    for (field, most) in counts {
+        if let Some(found) = most.filter(|&count| count > MOST) {
+            return Err(invalid(field, found, format!("at most {MOST}")));
+        }
     }
     if config.batch_sizes.contains(&0) {
         return Err(invalid("batch_sizes", 0, "at least 1"));

@@ -6,6 +6,7 @@ use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::cpu::probe::{self, Pages, ReadProbe};
 use serde::Serialize;
 
+use super::machine::Machine;
 use super::report::middle;
 use crate::error::Error;
 
@@ -53,6 +54,7 @@ pub struct CaseProbes {
 pub(super) struct Probes {
     huge: ReadProbe,
     small: ReadProbe,
+    processors: usize,
 }
 
 /// Turns before a measurement and after it.
@@ -88,14 +90,18 @@ impl Bracket {
 }
 
 impl Probes {
-    /// Takes `bytes` of memory of each kind.
-    pub fn new(bytes: usize) -> Result<Self, Error> {
+    /// Takes memory of each kind. A number of threads above that of the processors is as good as that one: the engine starts
+    /// no more, and what a machine can do does not grow with threads that take turns.
+    pub fn new(machine: &Machine) -> Result<Self, Error> {
+        let bytes = machine.probe_bytes();
         let probe = |pages| ReadProbe::new(bytes, pages).map_err(|source| refused(1, source));
-        Ok(Self { huge: probe(Pages::Huge)?, small: probe(Pages::Small)? })
+        let (huge, small) = (probe(Pages::Huge)?, probe(Pages::Small)?);
+        Ok(Self { huge, small, processors: machine.processors })
     }
 
     /// One side of a bracket.
     pub fn take(&self, isa: Isa, threads: usize) -> Result<Bracket, Error> {
+        let threads = threads.min(self.processors);
         let refused = |source| refused(threads, source);
         Ok(Bracket {
             reads: self.huge.measure(threads, READ_TIME).map_err(refused)?.rates,
@@ -105,6 +111,7 @@ impl Probes {
 
     /// Everything, once.
     pub fn all(&self, isa: Isa, threads: usize) -> Result<CaseProbes, Error> {
+        let threads = threads.min(self.processors);
         let refused = |source| refused(threads, source);
         let huge = self.huge.measure(threads, READ_TIME).map_err(refused)?;
         let small = self.small.measure(threads, READ_TIME).map_err(refused)?;

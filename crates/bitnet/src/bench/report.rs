@@ -79,7 +79,7 @@ impl ModelFacts {
             encodings: info.encodings.keys().map(|&name| name.to_owned()).collect(),
             bytes: info.bytes.total(),
             ternary_weights,
-            ternary_form: bytes::TERNARY_FORM.to_owned(),
+            ternary_form: bytes::PACKING.name().to_owned(),
             head_dtype,
             kv_dtype: format!("{:?}", info.kv_dtype).to_lowercase(),
             context_length: info.context_length,

@@ -119,6 +119,8 @@ fn settings_that_measure_nothing_are_refused() {
         BenchConfig { prompt_tokens: 1 << 20, ..quick() },
         BenchConfig { depths: vec![1 << 20], ..quick() },
         BenchConfig { batch_sizes: vec![0], ..quick() },
+        BenchConfig { batch_sizes: vec![usize::MAX], ..quick() },
+        BenchConfig { warmup: usize::MAX, ..quick() },
         BenchConfig { batch_sizes: vec![2], generated_tokens: 0, ..quick() },
     ] {
         let error = run(&BitNetModel::demo, &ModelConfig::default(), &config, &mut |_| ());
@@ -136,7 +138,7 @@ fn parts_can_be_left_out() {
     assert_eq!(report.advice.generation, None);
 }
 
-/// The parts are what the tensor table says, with ternary weights at two bits as the kernels hold them.
+/// The parts are what the tensor table says, with ternary weights as the kernels hold them.
 #[track_caller]
 fn check_bytes(file: &str) {
     let path = std::path::Path::new(GOLDEN).join(file);
@@ -147,7 +149,7 @@ fn check_bytes(file: &str) {
         match (&tensor.shape[..], tensor.name.strip_suffix(".weight")) {
             (&[rows, cols], Some(name)) if name.ends_with("_proj") => {
                 let matrix = checkpoint.ternary(name, rows, cols).unwrap();
-                ternary += PackedTernary::pack(&matrix).bytes() as u64;
+                ternary += PackedTernary::pack(&matrix, super::bytes::PACKING).bytes() as u64;
             }
             (&[_, _], _) => tables += tensor.bytes,
             (shape, _) => other += 4 * shape[0] as u64,

@@ -13,9 +13,10 @@ pub fn document(report: &KernelReport) -> Document {
         number("cols", "cols"),
         number("batch", "batch"),
         word("kernel", "kernel"),
+        word("packing", "weights"),
         number("threads", "threads"),
         hidden("oversubscribed"),
-        word("place", "weights from"),
+        word("place", "from"),
         number("milliseconds", "ms"),
         number("spread", "spread"),
         number("gops", "GOPS"),
@@ -31,11 +32,7 @@ pub fn document(report: &KernelReport) -> Document {
         word("correct", "integers"),
     ]);
     report.lines.iter().for_each(|line| sheet.row(cells(line)));
-    let facts = vec![
-        ("machine", machine(&report.machine)),
-        ("bitnet", build(&report.build)),
-        ("weights", format!("ternary, {} each", report.ternary_form)),
-    ];
+    let facts = vec![("machine", machine(&report.machine)), ("bitnet", build(&report.build))];
     let mut notes: Vec<_> = report.not_available.iter().map(|(_, reason)| reason.clone()).collect();
     notes.push("GOPS: multiplications and additions, each counted; speed-up: over the naive row; efficiency: per thread, beside the fewest threads".into());
     notes.push("of read, of peak: shares of the best that probes right before and after read from memory, or multiplied in registers".into());
@@ -52,6 +49,7 @@ fn cells(line: &KernelLine) -> Vec<Cell> {
         line.cols.into(),
         line.batch.into(),
         line.kernel.as_str().into(),
+        line.packing.as_str().into(),
         Cell::new(format!("{}{mark}", line.threads), line.threads),
         Cell::new("", line.oversubscribed),
         match line.place {

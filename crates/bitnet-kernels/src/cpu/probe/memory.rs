@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use memmap2::MmapMut;
 
 use super::super::isa::Isa;
-use super::super::pool::ThreadPool;
+use super::super::pool::{ThreadPool, items};
 #[cfg(target_arch = "x86_64")]
 use super::super::x86::probe as native;
 
@@ -150,7 +150,7 @@ impl ReadProbe {
         let _ = pages;
         let pool = ThreadPool::new(std::thread::available_parallelism().map_or(1, usize::from))?;
         let mut pieces: Vec<_> = memory.chunks_mut(BYTES_AT_ONCE).collect();
-        pool.for_each(&mut pieces, |_, piece| piece.fill(1));
+        pool.for_each(items(&mut pieces), |_, piece| piece.fill(1));
         Ok(Self { memory, isa: widest() })
     }
 
@@ -165,7 +165,7 @@ impl ReadProbe {
         let mut pieces: Vec<&[[u8; 64]]> = pieces.collect();
         let mut turn = |way| {
             let begin = Instant::now();
-            pool.for_each(&mut pieces, |_, lines| walk(self.isa, way, lines));
+            pool.for_each(items(&mut pieces), |_, lines| walk(self.isa, way, lines));
             self.memory.len() as f64 / begin.elapsed().as_secs_f64()
         };
         turn(Walk::Plain); // wakes the threads
