@@ -156,11 +156,17 @@ impl PackedTernary {
         Self { packing, rows, cols, blocks_per_panel, blocks }
     }
 
-    /// A matrix of `panels` by `blocks_per_panel` blocks with all weights -1, for timing.
-    pub(super) fn blank(packing: Packing, panels: usize, blocks_per_panel: usize) -> Self {
-        let blocks = vec![Block([0; 64]); panels * blocks_per_panel];
+    /// A matrix of the same byte everywhere, for timing.
+    pub(super) fn filled(byte: u8, panels: usize, blocks_per_panel: usize) -> Self {
+        let blocks = vec![Block([byte; 64]); panels * blocks_per_panel];
+        let packing = Packing::TwoBits;
         let (rows, cols) = (panels * PANEL_ROWS, blocks_per_panel * packing.block_cols());
         Self { packing, rows, cols, blocks_per_panel, blocks }
+    }
+
+    /// Takes the same bytes for another packing; only timing wants that.
+    pub(super) fn read_as(&mut self, packing: Packing) {
+        (self.packing, self.cols) = (packing, self.blocks_per_panel * packing.block_cols());
     }
 
     /// How many weights share a byte.
