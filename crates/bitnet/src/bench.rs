@@ -4,7 +4,7 @@
 //! between the runs of the model, since clocks and neighbours change from minute to minute. All levels and thread counts
 //! have to give the same tokens and the same logits to the bit; one that does not is reported as wrong and not as fast.
 
-mod bytes;
+pub(crate) mod bytes;
 mod hash;
 mod machine;
 mod measure;

@@ -10,6 +10,7 @@ use bitnet_inference::config::Limits;
 use bitnet_inference::{EngineConfig, InferenceConfig, spawn};
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::cpu::packing::PackingChoice;
 use bitnet_kernels::device::Device;
 use bitnet_kernels::kv::PAGE;
 use bitnet_model::decoder::{LoadProgress, Model};
@@ -19,6 +20,7 @@ use bitnet_model::hub::{Hub, HubConfig, HubError, HubId};
 use bitnet_model::kv::page_bytes;
 use bitnet_model::tokenizer::Tokenizer;
 
+use crate::bench::bytes::ternary_weights;
 use crate::config::{ModelConfig, automatic_threads};
 use crate::error::Error;
 use crate::info::{self, ModelInfo};
@@ -178,8 +180,14 @@ impl ModelBuilder {
         };
         let backend =
             CpuBackend::new(isa, threads).map_err(|source| Error::Threads { threads, source })?;
-        let model = Model::load(&checkpoint, Arc::new(backend), threads, &self.progress)?;
-        let info = self.info(&checkpoint, device, isa, threads, limits, begin);
+        let weights = ternary_weights(&arch);
+        let backend = backend.with_packing(match self.config.packing {
+            Some(packing) => PackingChoice::Fixed(packing),
+            None => PackingChoice::Fastest { weights },
+        });
+        let backend = Arc::new(backend);
+        let model = Model::load(&checkpoint, Arc::clone(&backend), threads, &self.progress)?;
+        let info = self.info(&checkpoint, device, &backend, threads, limits, begin);
         drop(checkpoint);
         let handle = spawn(Arc::new(model), &engine)?;
         tracing::info!(
@@ -197,7 +205,7 @@ impl ModelBuilder {
         &self,
         checkpoint: &Checkpoint,
         device: Device,
-        isa: Isa,
+        backend: &CpuBackend,
         threads: usize,
         limits: Limits,
         begin: Instant,
@@ -212,7 +220,8 @@ impl ModelBuilder {
             encodings,
             bytes,
             device: device.to_string(),
-            simd_level: isa.name(),
+            simd_level: backend.isa().name(),
+            packing: *backend.packing(),
             threads,
             context_length: limits.max_seq_len,
             kv_dtype,

@@ -213,7 +213,7 @@ impl Backend for CpuBackend {
     fn upload_ternary(&self, weights: TernaryMatrix) -> CpuTernary {
         self.packed.fetch_add(1, Ordering::Relaxed);
         let packing = self.packing.for_scale(weights.scale());
-        let packed = PackedTernary::pack(&weights, packing);
+        let packed = PackedTernary::pack_as(packing, &weights);
         CpuTernary { packed, scale: weights.scale().clone() }
     }
 

@@ -25,6 +25,10 @@ const MATRICES_EACH: usize = 96;
 /// Time for all turns.
 const TIME: Duration = Duration::from_millis(25);
 
+/// Two bits a weight up to so many bytes are not timed: they stay in the last cache of most processors, where what takes
+/// fewer instructions wins.
+const SMALL: u64 = 8 << 20;
+
 /// What fills a byte of a matrix that is timed: a sum of digits in either packing, and not zero, so that the memory is
 /// really there.
 const FILL: u8 = 0x55;
@@ -58,6 +62,8 @@ pub struct ChosenPacking {
 pub enum PackingReason {
     /// Nothing else was asked for.
     Fixed,
+    /// The model is small enough to stay in cache, so bytes matter less than instructions.
+    Small,
     /// It was faster, in weights per second.
     Timed {
         /// The speed of [`Packing::TwoBits`].
@@ -72,6 +78,7 @@ impl fmt::Display for ChosenPacking {
         write!(f, "{}", self.packing)?;
         match self.reason {
             PackingReason::Fixed => Ok(()),
+            PackingReason::Small => f.write_str(" (stays in cache)"),
             PackingReason::Timed { two_bits, five_trits } => {
                 let [two, five] = [two_bits, five_trits].map(|speed| speed / 1e9);
                 write!(f, " (timed: 2bit {two:.0}, 1.6bit {five:.0} billion weights/s)")
@@ -101,6 +108,9 @@ impl ChosenPacking {
     pub(super) fn choose(choice: PackingChoice, isa: Isa, pool: &ThreadPool) -> Self {
         match choice {
             PackingChoice::Fixed(packing) => Self::fixed(packing),
+            PackingChoice::Fastest { weights } if weights / 4 <= SMALL => {
+                Self { packing: Packing::TwoBits, reason: PackingReason::Small }
+            }
             PackingChoice::Fastest { weights } => {
                 let [two_bits, five_trits] = time(isa, pool, weights);
                 let reason = PackingReason::Timed { two_bits, five_trits };
@@ -187,7 +197,7 @@ mod tests {
 
     #[test]
     fn the_timing_covers_the_model_or_outgrows_the_caches() {
-        assert_eq!(timed_bytes(4 << 20, 32 << 20), 1 << 20);
+        assert_eq!(timed_bytes(40 << 20, 32 << 20), 10 << 20);
         assert_eq!(timed_bytes(2 << 30, 32 << 20), 64 << 20);
         assert_eq!(timed_bytes(20 << 30, 200 << 20), 400 << 20);
         assert_eq!(timed_bytes(20 << 30, 4 << 30), 512 << 20);
@@ -196,13 +206,21 @@ mod tests {
     #[test]
     fn a_timing_gives_its_figures_and_the_faster_packing() {
         let pool = ThreadPool::new(2).unwrap();
-        let choice = PackingChoice::Fastest { weights: 10 };
+        let choice = PackingChoice::Fastest { weights: 36 << 20 };
         let chosen = ChosenPacking::choose(choice, Isa::best(), &pool);
         let PackingReason::Timed { two_bits, five_trits } = chosen.reason else {
             panic!("{chosen}: not timed")
         };
         assert!(two_bits > 1e6 && five_trits > 1e6, "{chosen}");
         assert_eq!(chosen.packing, faster(two_bits, five_trits));
+    }
+
+    #[test]
+    fn a_small_model_is_not_timed() {
+        let pool = ThreadPool::new(1).unwrap();
+        let chosen =
+            ChosenPacking::choose(PackingChoice::Fastest { weights: 1000 }, Isa::Scalar, &pool);
+        assert_eq!(chosen.to_string(), "2bit (stays in cache)");
     }
 
     #[test]

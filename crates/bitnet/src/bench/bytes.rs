@@ -1,6 +1,6 @@
 //! What one token reads from memory.
 
-use bitnet_kernels::cpu::packed::{BLOCK_COLS, PANEL_ROWS};
+use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_model::config::ArchConfig;
 use bitnet_model::format::Checkpoint;
@@ -13,7 +13,7 @@ use crate::model::BitNetModel;
 /// Bytes that generating one token reads, by part. Activations stay in cache and are not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct TokenBytes {
-    /// Ternary weights as they lie in memory: two bits each, rows and columns filled up to multiples of 16.
+    /// Ternary weights as they lie in memory: rows and columns are filled up to whole blocks.
     pub ternary: u64,
     /// The output head, as it is stored.
     pub head: u64,
@@ -29,16 +29,24 @@ impl TokenBytes {
     /// Of a loaded model, with `context` earlier tokens on average.
     pub fn new(model: &BitNetModel, context: f64) -> Self {
         let info = model.info();
-        Self::of_parts(model.config(), &info.bytes, info.kv_bytes_per_token, context)
+        let packing = info.packing.packing;
+        Self::of_parts(model.config(), &info.bytes, packing, info.kv_bytes_per_token, context)
     }
 
-    /// Of a model that need not be loaded.
+    /// Of a model that need not be loaded, with two bits a weight.
     pub fn of_checkpoint(checkpoint: &Checkpoint, kv_dtype: KvType, context: f64) -> Self {
         let (config, (_, parts)) = (checkpoint.config(), info::tensors(checkpoint));
-        Self::of_parts(config, &parts, page_bytes(config, kv_dtype) / PAGE, context)
+        let kv_bytes = page_bytes(config, kv_dtype) / PAGE;
+        Self::of_parts(config, &parts, Packing::TwoBits, kv_bytes, context)
     }
 
-    fn of_parts(config: &ArchConfig, parts: &PartBytes, kv_bytes: usize, context: f64) -> Self {
+    fn of_parts(
+        config: &ArchConfig,
+        parts: &PartBytes,
+        packing: Packing,
+        kv_bytes: usize,
+        context: f64,
+    ) -> Self {
         let head = match config.tie_word_embeddings {
             true => parts.embedding,
             false => parts.head,
@@ -47,7 +55,7 @@ impl TokenBytes {
         Self {
             ternary: linears(config)
                 .iter()
-                .map(|&(rows, cols)| packed_bytes(rows, cols))
+                .map(|&(rows, cols)| packing.matrix_bytes(rows, cols) as u64)
                 .sum::<u64>()
                 * config.num_hidden_layers as u64,
             head,
@@ -83,10 +91,6 @@ fn linears(config: &ArchConfig) -> [(usize, usize); 7] {
 pub fn ternary_weights(config: &ArchConfig) -> u64 {
     let layer: usize = linears(config).iter().map(|(rows, cols)| rows * cols).sum();
     (layer * config.num_hidden_layers) as u64
-}
-
-fn packed_bytes(rows: usize, cols: usize) -> u64 {
-    (rows.next_multiple_of(PANEL_ROWS) * cols.next_multiple_of(BLOCK_COLS) / 4) as u64
 }
 
 fn norm_weights(config: &ArchConfig) -> u64 {

@@ -83,7 +83,7 @@ fn parts_can_be_left_out() {
     assert!(found.generation.is_none() && found.bytes_per_second.is_none());
 }
 
-/// The parts are what the tensor table says, with ternary weights at two bits as the kernels hold them.
+/// The parts are what the tensor table says, with ternary weights as the kernels hold them: a small model at two bits.
 #[track_caller]
 fn check_bytes(file: &str) {
     let path = std::path::Path::new(GOLDEN).join(file);
