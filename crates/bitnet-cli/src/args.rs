@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use bitnet::{
     Device, DraftStrategy, Error, GenerationConfig, HeadType, HiddenAct, I2sLayout, KvType,
-    ModelConfig, PackedLayout, SamplingStrategy,
+    ModelConfig, PackedLayout, Packing, SamplingStrategy,
 };
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
@@ -51,6 +51,9 @@ pub struct ModelArgs {
     /// SIMD level to use instead of the best one; `info` lists them
     #[arg(long, value_name = "LEVEL", help_heading = MODEL)]
     simd_level: Option<String>,
+    /// Bits that a ternary weight takes in memory; auto: what a short timing finds faster
+    #[arg(long, value_name = "BITS", default_value = "auto", help_heading = MODEL)]
+    packing: PackingArg,
     /// Where to compute: auto or cpu
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = MODEL)]
     device: Device,
@@ -85,6 +88,11 @@ impl ModelArgs {
         ModelConfig {
             device: self.device,
             simd_level: self.simd_level.clone(),
+            packing: match self.packing {
+                PackingArg::Auto => None,
+                PackingArg::TwoBits => Some(Packing::TwoBits),
+                PackingArg::FiveTrits => Some(Packing::FiveTrits),
+            },
             use_mmap: !self.no_mmap,
             max_seq_len: self.ctx_size.map_or(0, |tokens| tokens as usize),
             kv_dtype: match self.kv_dtype {
@@ -153,6 +161,15 @@ fn check_hub_id(_: &str) -> Result<(), String> {
 enum KvDtype {
     F32,
     F16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PackingArg {
+    Auto,
+    #[value(name = "2bit")]
+    TwoBits,
+    #[value(name = "1.6bit")]
+    FiveTrits,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -51,6 +51,7 @@ pub fn json(loaded: &Loaded, config: &GenerationConfig, output: &Output) -> Valu
         "machine": loaded.machine,
         "device": info.device,
         "simd": info.simd_level,
+        "packing": info.packing.packing.name(),
         "threads": { "count": loaded.threads.count, "rule": loaded.threads.rule.to_string() },
         "timings": {
             "load_s": info.load_time.as_secs_f64(),

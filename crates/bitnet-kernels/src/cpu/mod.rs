@@ -11,6 +11,7 @@ mod input;
 pub mod isa;
 pub mod level;
 pub mod packed;
+pub mod packing;
 pub mod pool;
 pub mod probe;
 pub(crate) mod product;
@@ -38,6 +39,7 @@ use head::split::SplitRows;
 use input::{Input, OwnInput, SharedInput};
 use isa::Isa;
 use packed::{PANEL_ROWS, PackedTernary};
+use packing::{ChosenPacking, PackingChoice};
 use pool::{Chain, Either, Stripe, ThreadPool, chunks, stripes};
 
 /// Panels that a thread takes at a time at most: with 2560 columns 160 KB, which stay in its cache while tokens go by.
@@ -51,6 +53,7 @@ const ATTENTION_TOKENS: usize = 4;
 pub struct CpuBackend {
     isa: Isa,
     pool: ThreadPool,
+    packing: ChosenPacking,
     packed: AtomicUsize,
 }
 
@@ -109,7 +112,19 @@ impl CpuBackend {
     /// Computes with the threads of `pool`, however many these are, and the instructions of `isa`.
     pub fn with_pool(isa: Isa, pool: ThreadPool) -> Self {
         tracing::debug!(simd = isa.name(), threads = pool.threads(), "SIMD level chosen");
-        Self { isa, pool, packed: AtomicUsize::new(0) }
+        Self { isa, pool, packing: ChosenPacking::default(), packed: AtomicUsize::new(0) }
+    }
+
+    /// Packs weights as `choice` says, and not in two bits each.
+    pub fn with_packing(mut self, choice: PackingChoice) -> Self {
+        self.packing = ChosenPacking::choose(choice, self.isa, &self.pool);
+        tracing::info!(packing = %self.packing, "chose the packing of ternary weights");
+        self
+    }
+
+    /// How weights are packed, and why so.
+    pub fn packing(&self) -> &ChosenPacking {
+        &self.packing
     }
 
     /// The instruction set in use.
@@ -202,10 +217,9 @@ impl Backend for CpuBackend {
 
     fn upload_ternary(&self, weights: TernaryMatrix) -> CpuTernary {
         self.packed.fetch_add(1, Ordering::Relaxed);
-        CpuTernary {
-            packed: PackedTernary::pack(&weights, packed::Packing::TwoBits),
-            scale: weights.scale().clone(),
-        }
+        let packing = self.packing.for_scale(weights.scale());
+        let packed = PackedTernary::pack_as(packing, &weights);
+        CpuTernary { packed, scale: weights.scale().clone() }
     }
 
     fn upload_dense(&self, weights: DenseMatrix) -> DenseMatrix {
