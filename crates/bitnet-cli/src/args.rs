@@ -42,7 +42,8 @@ pub struct ModelArgs {
     pub ctx_size: Option<u32>,
     /// How keys and values are kept
     #[arg(long, value_name = "TYPE", default_value = "f16", help_heading = MODEL)]
-    kv_dtype: KvDtype,
+    #[arg(value_parser = kv_types())]
+    kv_dtype: KvType,
     /// SIMD level to use instead of the best one; `info` lists them
     #[arg(long, value_name = "LEVEL", help_heading = MODEL)]
     simd_level: Option<String>,
@@ -82,10 +83,7 @@ impl ModelArgs {
             simd_level: self.simd_level.clone(),
             use_mmap: !self.no_mmap,
             max_seq_len: self.ctx_size.map_or(0, |tokens| tokens as usize),
-            kv_dtype: match self.kv_dtype {
-                KvDtype::F32 => KvType::F32,
-                KvDtype::F16 => KvType::F16,
-            },
+            kv_dtype: self.kv_dtype,
             i2s_layout: match self.i2s_layout {
                 I2sArg::Block128 => I2sLayout::Block128,
                 I2sArg::Block64 => I2sLayout::Block64,
@@ -143,10 +141,8 @@ fn check_hub_id(_: &str) -> Result<(), String> {
     Ok(())
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum KvDtype {
-    F32,
-    F16,
+fn kv_types() -> impl TypedValueParser<Value = KvType> {
+    PossibleValuesParser::new(KvType::ALL.map(KvType::name)).try_map(|name| name.parse::<KvType>())
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

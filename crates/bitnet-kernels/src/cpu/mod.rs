@@ -3,6 +3,7 @@
 #[cfg(target_arch = "aarch64")]
 #[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
 pub mod aarch64;
+mod attention;
 mod bitlinear;
 pub mod floats;
 pub mod isa;
@@ -26,7 +27,7 @@ use crate::activation::QuantizedRows;
 use crate::backend::{Backend, Gated, Norm, Span};
 use crate::dense::DenseMatrix;
 use crate::kv::{KvLayer, KvShape};
-use crate::scalar::attention::Context;
+use crate::scalar::attention::Partials;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
 pub use bitlinear::CpuTernary;
@@ -39,8 +40,6 @@ use pool::{Stripe, ThreadPool, stripes};
 const MAX_PANELS: usize = 16;
 /// Tokens whose integer sums a thread holds at a time.
 const TOKEN_BLOCK: usize = 48;
-/// Tokens of a sequence that attend together, so that a block of keys or values is read once for all of them.
-const ATTENTION_TOKENS: usize = 4;
 /// Rows of the head that a thread takes at a time.
 const HEAD_ROWS: usize = 64;
 
@@ -58,7 +57,7 @@ struct WorkerScratch {
     sums: Vec<i32>,
     floats: Vec<f32>,
     row: Vec<f32>,
-    queries: Vec<f32>,
+    attention: attention::Scratch,
 }
 
 /// Floats `[rows, cols]`.
@@ -88,6 +87,7 @@ impl Matrix {
 pub struct CpuScratch {
     quantized: QuantizedRows,
     normed: Matrix,
+    partials: Vec<Partials>,
 }
 
 impl CpuBackend {
@@ -132,7 +132,7 @@ impl CpuBackend {
 
     /// Fills `scratch.quantized` with the int8 form of `x`, normed first if there is a norm.
     fn quantize(&self, scratch: &mut CpuScratch, x: &Matrix, norm: Option<&Norm<Vec<f32>>>) {
-        let CpuScratch { quantized, normed } = scratch;
+        let CpuScratch { quantized, normed, .. } = scratch;
         quantized.resize(x.rows(), x.cols);
         normed.resize(x.rows(), x.cols);
         let normed_rows = normed.data.chunks_mut(x.cols.max(1));
@@ -153,32 +153,6 @@ impl CpuBackend {
     fn stripe_width(&self, rows: usize) -> usize {
         let panels = rows.div_ceil(PANEL_ROWS);
         panels.div_ceil(4 * self.threads()).clamp(1, MAX_PANELS) * PANEL_ROWS
-    }
-
-    /// Attends with the queries of one key-value head for as many tokens as `out` has rows.
-    #[expect(clippy::too_many_arguments, reason = "an item of `attention`, unpacked")]
-    fn attend(
-        &self,
-        s: &mut WorkerScratch,
-        q: &Matrix,
-        kv: &KvLayer,
-        span: &Span,
-        first: usize,
-        head: usize,
-        out: &mut Stripe<'_>,
-    ) {
-        let (columns, tokens) = (out.columns(), out.rows());
-        let len = span.start + (first - span.rows.start) + 1;
-        let context = Context { pages: &span.pages, len, tokens };
-        s.queries.clear();
-        for token in 0..tokens {
-            s.queries.extend_from_slice(&q.row(first + token)[columns.clone()]);
-        }
-        s.row.resize(s.queries.len(), 0.0);
-        self.isa.attend(kv, head, context, &s.queries, &mut s.floats, &mut s.row);
-        for (token, y) in s.row.chunks(columns.len()).enumerate() {
-            out.row(token).copy_from_slice(y);
-        }
     }
 
     /// `emit(t, y)` for each token: the products of its int8 row with the rows `rows` of `w`, scaled.
@@ -322,41 +296,18 @@ impl Backend for CpuBackend {
         v: &Matrix,
         kv: &mut KvLayer,
     ) {
-        let rows = q.data.chunks_mut(q.cols.max(1)).zip(k.data.chunks_mut(k.cols.max(1)));
-        let mut rows: Vec<_> = rows.enumerate().collect();
-        self.pool.for_each(&mut rows, |_, (row, (q, k))| {
-            let (cos, sin) = rope.row(*row);
-            self.isa.rotate(cos, sin, q);
-            self.isa.rotate(cos, sin, k);
-        });
-        for (row, &slot) in slots.iter().enumerate() {
-            kv.store(slot as usize, k.row(row), v.row(row));
-        }
+        attention::rotate_and_store(self, rope, slots, q, k, v, kv);
     }
 
     fn attention(
         &self,
-        _: &mut CpuScratch,
+        scratch: &mut CpuScratch,
         q: &Matrix,
         kv: &KvLayer,
         spans: &[Span],
         out: &mut Matrix,
     ) {
-        out.resize(q.rows(), q.cols);
-        let mut items = Vec::new();
-        let mut rest = &mut out.data[..];
-        for span in spans {
-            let (rows, after) = rest.split_at_mut(span.rows.len() * q.cols);
-            rest = after;
-            let tiles = span.rows.clone().step_by(ATTENTION_TOKENS);
-            for (first, rows) in tiles.zip(rows.chunks_mut(ATTENTION_TOKENS * q.cols)) {
-                let heads = stripes(rows, q.cols, q.cols / kv.shape().kv_heads).enumerate();
-                items.extend(heads.map(|(head, stripe)| (span, first, head, stripe)));
-            }
-        }
-        self.pool.for_each(&mut items, |thread, (span, first, head, stripe)| {
-            self.with_worker(thread, |s| self.attend(s, q, kv, span, *first, *head, stripe));
-        });
+        attention::attention(self, &mut scratch.partials, q, kv, spans, out);
     }
 
     fn logits(

@@ -1,6 +1,5 @@
 //! What a benchmark found.
 
-use bitnet_kernels::kv::KvType;
 use serde::Serialize;
 
 use super::bytes::TokenBytes;
@@ -43,10 +42,6 @@ pub struct ModelFacts {
 
 impl ModelFacts {
     pub(super) fn new(info: &ModelInfo, ternary_weights: u64) -> Self {
-        let kv_dtype = match info.kv_dtype {
-            KvType::F32 => "f32",
-            KvType::F16 => "f16",
-        };
         Self {
             name: info.name.clone(),
             path: info.path.as_ref().map(|path| path.display().to_string()),
@@ -54,7 +49,7 @@ impl ModelFacts {
             encodings: info.encodings.keys().map(|&name| name.to_owned()).collect(),
             bytes: info.bytes.total(),
             ternary_weights,
-            kv_dtype: kv_dtype.to_owned(),
+            kv_dtype: info.kv_dtype.name().to_owned(),
         }
     }
 }
