@@ -7,7 +7,7 @@ use bitnet::{
     Device, GenerationConfig, HiddenAct, I2sLayout, KvType, ModelConfig, PackedLayout,
     SamplingStrategy,
 };
-use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 
 use crate::cmd::Command;
