@@ -58,12 +58,8 @@ struct Bench {
 
 impl Bench {
     fn layer(&self, dtype: KvType, positions: usize) -> KvLayer {
-        let shape = KvShape {
-            pages: positions.div_ceil(PAGE),
-            kv_heads: KV_HEADS,
-            head_dim: DIM,
-            dtype,
-        };
+        let shape =
+            KvShape { pages: positions.div_ceil(PAGE), kv_heads: KV_HEADS, head_dim: DIM, dtype };
         let mut layer = self.backend.kv_layer(shape);
         for start in (0..positions).step_by(BATCH) {
             self.store(&mut layer, start, BATCH.min(positions - start));
@@ -86,8 +82,7 @@ impl Bench {
             let bits = (i as u32 ^ seed << 24).wrapping_mul(0x9E37_79B1);
             ((bits ^ bits >> 15).wrapping_mul(0x85EB_CA77) >> 8) as f32 / (1 << 22) as f32 - 2.0
         };
-        let bytes: Vec<u8> =
-            (0..97 * heads * DIM).flat_map(|i| value(i).to_le_bytes()).collect();
+        let bytes: Vec<u8> = (0..97 * heads * DIM).flat_map(|i| value(i).to_le_bytes()).collect();
         let table = DenseMatrix::new(97, heads * DIM, DenseType::F32, bytes.into());
         let mut out = self.backend.activations();
         let ids: Vec<u32> = (0..tokens as u32).map(|id| id % 97).collect();

@@ -1,8 +1,9 @@
 //! The bytes of one layer's paged key-value cache.
 //!
-//! A page holds [`PAGE`] positions of all heads. The share of one head, a part, is contiguous: keys, values, and for the
-//! types that have them a scale for each position's key and one for its value, all little-endian. Which page belongs to which
-//! sequence is decided elsewhere; here a position is a slot, `page · PAGE + offset`.
+//! A page holds [`PAGE`] positions of all heads, and [`GROUP`] pages lie together: of each head first the keys of all of them,
+//! then the values, and for the types that have them a scale for each position's key and one for its value, all little-endian.
+//! Memory is read fast only in long runs, and a sequence often has neighbouring pages. Which page belongs to which sequence is
+//! decided elsewhere; here a position is a slot, `page · PAGE + offset`.
 //!
 //! Floats lie so that a query meets sixteen keys at once and no sum runs across a vector: keys are blocks of
 //! `[head_dim, BLOCK]`, values `[PAGE, head_dim]`. Integers lie as the instructions want them that multiply four neighbouring
@@ -15,6 +16,9 @@ use std::str::FromStr;
 
 /// Positions per page.
 pub const PAGE: usize = 64;
+
+/// Pages that lie together.
+pub const GROUP: usize = 4;
 
 /// Positions per block.
 pub const BLOCK: usize = 16;
@@ -135,33 +139,41 @@ impl KvShape {
         let scale = if self.dtype.has_scales() { size_of::<f32>() } else { 0 };
         2 * (self.half_bytes() + PAGE * scale)
     }
+
+    /// Bytes of all heads' shares of a group.
+    fn group_bytes(&self) -> usize {
+        GROUP * self.kv_heads * self.part_bytes()
+    }
 }
 
 /// Keys and values of one layer.
 #[derive(Clone, Debug)]
 pub struct KvLayer {
     shape: KvShape,
-    /// Where in `data` the first page begins.
+    /// Where in `data` the first group begins.
     start: usize,
     data: Vec<u8>,
 }
 
-/// A head's share of a page, `B` being its bytes.
+/// A head's share of a page.
 #[derive(Clone, Copy, Debug)]
-pub struct KvPart<B> {
+pub struct KvPart<'a> {
     shape: KvShape,
-    bytes: B,
+    /// The head's share of the group.
+    bytes: &'a [u8],
+    /// The page within the group.
+    page: usize,
 }
 
-/// A head's share of a page, to be written.
+/// A head's share of a group of pages, to be written.
 #[derive(Debug)]
 pub struct KvPartMut<'a> {
     /// The head.
     pub head: usize,
     /// Which of the slots that were asked for lie here, as a range of [`KvParts::order`].
     pub slots: Range<usize>,
-    /// The share.
-    pub part: KvPart<&'a mut [u8]>,
+    shape: KvShape,
+    bytes: &'a mut [u8],
 }
 
 /// What writing to some slots writes to.
@@ -169,15 +181,14 @@ pub struct KvPartMut<'a> {
 pub struct KvParts<'a> {
     /// Indices of the slots, in the order of what they are.
     pub order: Vec<u32>,
-    /// The heads' shares of all pages that the slots lie in, each to be written by itself.
+    /// The heads' shares of all groups that the slots lie in, each to be written by itself.
     pub parts: Vec<KvPartMut<'a>>,
 }
 
 impl KvLayer {
     /// Room for all pages, zeroed. The system hands out the memory when it is first written.
     pub fn new(shape: KvShape) -> Self {
-        let bytes = shape.pages * shape.kv_heads * shape.part_bytes();
-        let data = vec![0; bytes + ALIGNMENT];
+        let data = vec![0; shape.pages.div_ceil(GROUP) * shape.group_bytes() + ALIGNMENT];
         // If an alignment cannot be had, the cache works without.
         let start = Some(data.as_ptr().align_offset(ALIGNMENT)).filter(|&x| x <= ALIGNMENT);
         Self { shape, start: start.unwrap_or(0), data }
@@ -188,80 +199,97 @@ impl KvLayer {
         self.shape
     }
 
-    fn offset(&self, page: usize, head: usize) -> usize {
-        self.start + (page * self.shape.kv_heads + head) * self.shape.part_bytes()
-    }
-
     /// One head's share of a page.
-    pub fn part(&self, page: usize, head: usize) -> KvPart<&[u8]> {
-        let bytes = &self.data[self.offset(page, head)..][..self.shape.part_bytes()];
-        KvPart { shape: self.shape, bytes }
+    pub fn part(&self, page: usize, head: usize) -> KvPart<'_> {
+        let len = GROUP * self.shape.part_bytes();
+        let start = self.start + page / GROUP * self.shape.group_bytes() + head * len;
+        KvPart { shape: self.shape, bytes: &self.data[start..][..len], page: page % GROUP }
     }
 
-    /// The shares of all heads in all pages that some slots lie in, which different threads may write.
+    /// The shares of all heads in all groups that some slots lie in, which different threads may write.
     pub fn parts_mut(&mut self, slots: &[u32]) -> KvParts<'_> {
-        let page = |index: u32| slots[index as usize] as usize / PAGE;
+        let group = |index: u32| slots[index as usize] as usize / (GROUP * PAGE);
         let mut order: Vec<u32> = (0..slots.len() as u32).collect();
         order.sort_unstable_by_key(|&index| slots[index as usize]);
-        let (shape, mut at) = (self.shape, self.start);
-        let mut rest = &mut self.data[at..];
+        let (shape, mut passed) = (self.shape, 0);
+        let mut rest = &mut self.data[self.start..];
         let (mut parts, mut first) = (Vec::new(), 0);
-        for run in order.chunk_by(|&a, &b| page(a) == page(b)) {
-            let offset = self.start + page(run[0]) * shape.kv_heads * shape.part_bytes();
-            rest = rest.split_at_mut(offset - at).1;
-            at = offset + shape.kv_heads * shape.part_bytes();
-            let (heads, after) = rest.split_at_mut(at - offset);
-            rest = after;
+        for run in order.chunk_by(|&a, &b| group(a) == group(b)) {
+            let next = group(run[0]);
+            rest = rest.split_at_mut((next - passed) * shape.group_bytes()).1;
+            let (heads, after) = rest.split_at_mut(shape.group_bytes());
+            (rest, passed) = (after, next + 1);
             let slots = first..first + run.len();
             first += run.len();
-            let heads = heads.chunks_exact_mut(shape.part_bytes()).enumerate();
-            parts.extend(heads.map(|(head, bytes)| {
-                let part = KvPart { shape, bytes };
-                KvPartMut { head, slots: slots.clone(), part }
+            let heads = heads.chunks_exact_mut(GROUP * shape.part_bytes()).enumerate();
+            parts.extend(heads.map(|(head, bytes)| KvPartMut {
+                head,
+                slots: slots.clone(),
+                shape,
+                bytes,
             }));
         }
         KvParts { order, parts }
     }
 }
 
-impl<B> KvPart<B> {
+impl<'a> KvPart<'a> {
     /// The shape of the layer.
     pub fn shape(&self) -> KvShape {
         self.shape
     }
-}
 
-impl<'a> KvPart<&'a [u8]> {
     /// The keys of all positions; see the module for how they lie.
     pub fn keys(&self) -> &'a [u8] {
-        &self.bytes[..self.shape.half_bytes()]
+        let half = self.shape.half_bytes();
+        &self.bytes[self.page * half..][..half]
     }
 
     /// The values of all positions; see the module for how they lie.
     pub fn values(&self) -> &'a [u8] {
-        &self.bytes[self.shape.half_bytes()..][..self.shape.half_bytes()]
+        let half = self.shape.half_bytes();
+        &self.bytes[(GROUP + self.page) * half..][..half]
     }
 
     /// The scale of each position's key, and of its value; empty for types without.
     pub fn scales(&self) -> [&'a [[u8; 4]]; 2] {
-        let scales = self.bytes[2 * self.shape.half_bytes()..].as_chunks().0;
+        let scales = self.bytes[2 * GROUP * self.shape.half_bytes()..].as_chunks().0;
         let (keys, values) = scales.split_at(scales.len() / 2);
-        [keys, values]
+        let each = keys.len() / GROUP;
+        [keys, values].map(|scales| &scales[self.page * each..][..each])
     }
 }
 
-impl KvPart<&mut [u8]> {
-    /// As [`KvPart::keys`] and [`KvPart::values`], to be written.
-    pub fn halves_mut(&mut self) -> (&mut [u8], &mut [u8]) {
-        let half = self.shape.half_bytes();
-        self.bytes[..2 * half].split_at_mut(half)
+/// Where to write the key and the value of a position: a page's keys and values, and the position's scales.
+#[derive(Debug)]
+pub struct KvPlace<'a> {
+    /// The page's keys; see the module for how they lie.
+    pub keys: &'a mut [u8],
+    /// The page's values.
+    pub values: &'a mut [u8],
+    /// The scales of the key and the value, for types that have them.
+    pub scales: Option<[&'a mut [u8; 4]; 2]>,
+}
+
+impl KvPartMut<'_> {
+    /// The shape of the layer.
+    pub fn shape(&self) -> KvShape {
+        self.shape
     }
 
-    /// As [`KvPart::scales`], to be written.
-    pub fn scales_mut(&mut self) -> [&mut [[u8; 4]]; 2] {
-        let scales = self.bytes[2 * self.shape.half_bytes()..].as_chunks_mut().0;
-        let (keys, values) = scales.split_at_mut(scales.len() / 2);
-        [keys, values]
+    /// Where the key and value of `slot` are, which lies in this group.
+    pub fn place(&mut self, slot: usize) -> KvPlace<'_> {
+        let (half, place) = (self.shape.half_bytes(), slot % (GROUP * PAGE));
+        let (halves, scales) = self.bytes.split_at_mut(2 * GROUP * half);
+        let (keys, values) = halves.split_at_mut(GROUP * half);
+        let scales = scales.as_chunks_mut().0;
+        let (key_scales, value_scales) = scales.split_at_mut(scales.len() / 2);
+        let page = place / PAGE * half;
+        KvPlace {
+            keys: &mut keys[page..][..half],
+            values: &mut values[page..][..half],
+            scales: key_scales.get_mut(place).zip(value_scales.get_mut(place)).map(<[_; 2]>::from),
+        }
     }
 }
 
@@ -291,26 +319,41 @@ mod tests {
     }
 
     #[test]
-    fn parts_to_write_are_those_to_read() {
-        let mut layer = KvLayer::new(shape(4, KvType::Int8));
-        let slots = [2 * PAGE as u32 + 5, 7, 2 * PAGE as u32];
-        let KvParts { order, mut parts } = layer.parts_mut(&slots);
-        assert_eq!(order, [1, 2, 0]);
-        let found: Vec<_> = parts.iter().map(|part| (part.head, part.slots.clone())).collect();
-        assert_eq!(found, [(0, 0..1), (1, 0..1), (0, 1..3), (1, 1..3)]);
-        for (mark, KvPartMut { part, .. }) in (1..).zip(&mut parts) {
-            part.halves_mut().0.fill(mark);
-            part.halves_mut().1.fill(mark + 10);
-            part.scales_mut().into_iter().for_each(|scales| scales.fill([mark + 20; 4]));
-        }
-        for (page, head, mark) in [(0, 0, 1), (0, 1, 2), (1, 0, 0), (1, 1, 0), (2, 0, 3), (2, 1, 4)] {
-            let part = layer.part(page, head);
-            let other = |offset| if mark == 0 { 0 } else { mark + offset };
-            assert!(part.keys().iter().all(|&x| x == mark) && part.keys().len() == 16 * PAGE);
-            assert!(part.values().iter().all(|&x| x == other(10)));
-            let scales = part.scales();
-            assert!(scales.iter().all(|scales| scales.len() == PAGE));
-            assert!(scales.concat().iter().all(|&x| x == [other(20); 4]));
+    fn places_to_write_are_those_to_read() {
+        let slots: [u32; 5] = [9 * 64 + 5, 7, 4 * 64 - 1, 8 * 64, 11 * 64 + 63];
+        for dtype in KvType::ALL {
+            let mut layer = KvLayer::new(KvShape { pages: 12, ..shape(4, dtype) });
+            let KvParts { order, mut parts } = layer.parts_mut(&slots);
+            assert_eq!(order, [1, 2, 3, 0, 4]);
+            let found: Vec<_> = parts.iter().map(|part| (part.head, part.slots.clone())).collect();
+            assert_eq!(found, [(0, 0..2), (1, 0..2), (0, 2..5), (1, 2..5)]);
+            for part in &mut parts {
+                for &index in &order[part.slots.clone()] {
+                    let mark = 10 * (1 + index as u8) + part.head as u8;
+                    let place = part.place(slots[index as usize] as usize);
+                    place.keys.fill(mark);
+                    place.values.fill(100 + mark);
+                    if let Some([key, value]) = place.scales {
+                        (*key, *value) = ([mark; 4], [100 + mark; 4]);
+                    }
+                }
+            }
+            for (index, &slot) in slots.iter().enumerate() {
+                for head in 0..2 {
+                    let (page, place) = (slot as usize / PAGE, slot as usize % PAGE);
+                    let (part, mark) =
+                        (layer.part(page, head), 10 * (1 + index as u8) + head as u8);
+                    assert!(part.keys().iter().all(|&x| x == mark), "{dtype} {slot}");
+                    assert!(part.values().iter().all(|&x| x == 100 + mark), "{dtype} {slot}");
+                    let scales = part.scales().map(|scales| scales.get(place));
+                    let expected = [[mark; 4], [100 + mark; 4]];
+                    assert_eq!(
+                        scales,
+                        expected.each_ref().map(|x| Some(x).filter(|_| dtype.has_scales()))
+                    );
+                }
+            }
+            assert!(layer.part(10, 1).keys().iter().all(|&x| x == 0));
         }
     }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::isa::Isa;
 use crate::dense::DenseMatrix;
-use crate::kv::KvPart;
+use crate::kv::{KvPart, KvPartMut};
 use crate::scalar::attention::{Dots, Form, Partials, Quad, Row, TOGETHER, Weights};
 use crate::scalar::elementwise::Activation;
 #[cfg(not(target_arch = "x86_64"))]
@@ -23,11 +23,11 @@ macro_rules! float_operations {
             /// See [`crate::scalar::rope::rotate`].
             fn rotate(cos: &[f32], sin: &[f32], x: &mut [f32]) -> () = rope;
             /// See [`crate::scalar::kv::store_kv`].
-            fn store_kv(part: &mut KvPart<&mut [u8]>, place: usize, k: &[f32], v: &[f32]) -> () = kv;
+            fn store_kv(part: &mut KvPartMut<'_>, slot: usize, k: &[f32], v: &[f32]) -> () = kv;
             /// See [`crate::scalar::kv::read_keys`].
-            fn read_keys(part: KvPart<&[u8]>, blocks: usize, out: &mut [f32]) -> () = kv;
+            fn read_keys(part: KvPart<'_>, blocks: usize, out: &mut [f32]) -> () = kv;
             /// See [`crate::scalar::kv::read_values`].
-            fn read_values(part: KvPart<&[u8]>, positions: usize, stride: usize, out: &mut [f32]) -> () = kv;
+            fn read_values(part: KvPart<'_>, positions: usize, stride: usize, out: &mut [f32]) -> () = kv;
             /// See [`crate::scalar::attention::pack_queries`].
             fn pack_queries(q: &[f32], dim: usize, out: &mut [[f32; TOGETHER]]) -> () = attention;
             /// See [`crate::scalar::attention::quantize_query`].

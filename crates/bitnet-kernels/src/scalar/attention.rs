@@ -83,19 +83,20 @@ pub fn quantize_query(
     let limit = (i32::MAX / 127 / q.len() as i32).min(QUERY_MAX) as f32;
     let inverse = limit / absmax(q).max(super::norm::MIN_ABSMAX);
     let mut sum = 0_i32;
-    for (q, out) in q.chunks(4).zip(out) {
-        let mut numbers = [0; 4];
+    for (q, out) in q.chunks(LANES).zip(out.chunks_mut(LANES / 4)) {
+        let mut numbers = [0; LANES];
         for (number, x) in numbers.iter_mut().zip(q) {
             *number = round(bounded(x * inverse, limit));
-            sum = sum.wrapping_add(*number);
         }
-        out[place] = match form {
-            // The lower byte is signed here, so the upper one is what is nearest.
-            Form::Bytes => {
-                [numbers.map(|n| ((n + 128) >> 8) as u8), numbers.map(|n| n as u8)]
-            }
-            Form::Pairs => pairs(numbers),
-        };
+        sum = numbers.iter().fold(sum, |sum, number| sum.wrapping_add(*number));
+        // The lower byte is signed here, so the upper one is what is nearest.
+        let (upper, lower) = (numbers.map(|n| ((n + 128) >> 8) as u8), numbers.map(|n| n as u8));
+        for (i, out) in out.iter_mut().enumerate() {
+            out[place] = match form {
+                Form::Bytes => [upper.as_chunks().0[i], lower.as_chunks().0[i]],
+                Form::Pairs => pairs(numbers.as_chunks().0[i]),
+            };
+        }
     }
     (1.0 / (inverse * (q.len() as f32).sqrt()), sum.wrapping_mul(128))
 }
@@ -185,7 +186,7 @@ pub fn softmax(row: &mut [f32], seen: usize) -> (f32, f32) {
             *max = if x > *max { x } else { *max };
         }
     }
-    let max = max.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+    let max = greatest(max);
     let mut lanes = [0.0; LANES];
     for chunk in row.as_chunks_mut::<LANES>().0 {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
@@ -194,6 +195,19 @@ pub fn softmax(row: &mut [f32], seen: usize) -> (f32, f32) {
         }
     }
     (max, add_lanes(lanes))
+}
+
+/// The greatest of some numbers, found in pairs: one after the other would each wait for the last.
+#[inline(always)]
+fn greatest(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = if lanes[i + width] > lanes[i] { lanes[i + width] } else { lanes[i] };
+        }
+        width /= 2;
+    }
+    lanes[0]
 }
 
 /// Turns a query's first products with int8 keys into scores; `query` is what [`quantize_query`] returned.
@@ -207,20 +221,16 @@ pub fn scale_dots(dots: &Dots, query: (f32, i32), scales: &Row, row: &mut [f32])
 
 /// Multiplies a query's first weights with the scales of the values and rounds them to integers as kernels read them. Returns what a sum of products has to be multiplied with.
 #[inline(always)]
-pub fn quantize_weights(
-    row: &mut [f32],
-    scales: &Row,
-    form: Form,
-    out: &mut Weights,
-) -> f32 {
+pub fn quantize_weights(row: &mut [f32], scales: &Row, form: Form, out: &mut Weights) -> f32 {
     let mut max = [0.0; LANES];
-    for (x, scales) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(scales.as_chunks::<LANES>().0) {
+    for (x, scales) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(scales.as_chunks::<LANES>().0)
+    {
         for ((max, x), scale) in max.iter_mut().zip(x).zip(scales) {
             *x *= scale;
             *max = if *x > *max { *x } else { *max };
         }
     }
-    let max = max.iter().fold(1e-30, |max, &x| if x > max { x } else { max });
+    let max = greatest(max).max(1e-30);
     let factor = WEIGHT_MAX as f32 / max;
     let [first, second] = out;
     match form {

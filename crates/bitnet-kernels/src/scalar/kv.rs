@@ -2,7 +2,7 @@
 
 use super::norm::{MIN_ABSMAX, ROUND, absmax, to_int8};
 use crate::dense::half_to_f32;
-use crate::kv::{BLOCK, KvPart, KvType, PAGE};
+use crate::kv::{BLOCK, KvPart, KvPartMut, KvType, PAGE};
 
 /// What is added to an int8 key, so that it is the unsigned operand of `vpdpbusd`: 128, in the arithmetic of bytes.
 pub const KEY_BIAS: u8 = 0x80;
@@ -60,60 +60,52 @@ fn from_e4m3(code: u8) -> f32 {
     f32::from_bits(magnitude.to_bits() | u32::from(code & 0x80) << 24)
 }
 
-/// Writes the key and the value of one position, `[head_dim]` each, to place `place` of a head's share of a page.
+/// Writes the key and the value of one position, `[head_dim]` each, to slot `slot` in a head's share of its group of pages.
 ///
 /// The types with scales divide by them first: `absmax / 127` for int8, `absmax / 448` for fp8_e4m3, with 1e-5 as the least
 /// absmax, so that the greatest element is the greatest number that can be stored.
 #[inline(always)]
-pub fn store_kv(part: &mut KvPart<&mut [u8]>, place: usize, k: &[f32], v: &[f32]) {
-    let (dim, stored) = (part.shape().head_dim, part.shape().stored_dim());
-    assert!(place < PAGE && (k.len(), v.len()) == (dim, dim));
-    let key = place / BLOCK * BLOCK * dim + place % BLOCK;
-    match part.shape().dtype {
+pub fn store_kv(part: &mut KvPartMut<'_>, slot: usize, k: &[f32], v: &[f32]) {
+    let shape = part.shape();
+    let (dim, place) = (shape.head_dim, slot % PAGE);
+    assert_eq!((k.len(), v.len()), (dim, dim));
+    let to = part.place(slot);
+    let (keys, values) = (to.keys, to.values);
+    let (key, value) = (place / BLOCK * BLOCK * dim + place % BLOCK, place * dim);
+    let max = if shape.dtype == KvType::Int8 { 127.0 } else { E4M3.max };
+    let inverse = [k, v].map(|x| max / absmax(x).max(MIN_ABSMAX));
+    match shape.dtype {
         KvType::F32 => {
-            let (keys, values) = part.halves_mut();
             put(keys, key, BLOCK, k, f32::to_le_bytes);
-            put(values, place * dim, 1, v, f32::to_le_bytes);
+            put(values, value, 1, v, f32::to_le_bytes);
         }
         KvType::F16 => {
-            let (keys, values) = part.halves_mut();
             put(keys, key, BLOCK, k, to_f16);
-            put(values, place * dim, 1, v, to_f16);
+            put(values, value, 1, v, to_f16);
         }
         KvType::Bf16 => {
-            let (keys, values) = part.halves_mut();
             put(keys, key, BLOCK, k, to_bf16);
-            put(values, place * dim, 1, v, to_bf16);
+            put(values, value, 1, v, to_bf16);
         }
         KvType::Fp8E4m3 => {
-            let inverse = [k, v].map(|x| E4M3.max / absmax(x).max(MIN_ABSMAX));
-            let (keys, values) = part.halves_mut();
             put(keys, key, BLOCK, k, |x| to_e4m3(x * inverse[0]));
-            put(values, place * dim, 1, v, |x| to_e4m3(x * inverse[1]));
-            set_scales(part, place, inverse);
+            put(values, value, 1, v, |x| to_e4m3(x * inverse[1]));
         }
         KvType::Int8 => {
-            let inverse = [k, v].map(|x| 127.0 / absmax(x).max(MIN_ABSMAX));
-            let (keys, values) = part.halves_mut();
-            let quads = &mut keys.as_chunks_mut::<4>().0;
-            let first = place / BLOCK * BLOCK * stored / 4 + place % BLOCK;
-            for (quad, k) in quads[first..].iter_mut().step_by(BLOCK).zip(k.chunks(4)) {
+            let first = place / BLOCK * BLOCK * shape.stored_dim() / 4 + place % BLOCK;
+            let quads = keys.as_chunks_mut::<4>().0[first..].iter_mut().step_by(BLOCK);
+            for (quad, k) in quads.zip(k.chunks(4)) {
                 let codes = quad.iter_mut().zip(k);
                 codes.for_each(|(code, x)| *code = to_int8(x * inverse[0]) as u8 ^ KEY_BIAS);
             }
-            let row = 4 * BLOCK * (place / 4) + place % 4;
             for (block, v) in v.chunks(BLOCK).enumerate() {
-                let first = block * BLOCK * PAGE + row;
+                let first = block * BLOCK * PAGE + 4 * BLOCK * (place / 4) + place % 4;
                 put(values, first, 4, v, |x| [to_int8(x * inverse[1]) as u8]);
             }
-            set_scales(part, place, inverse);
         }
     }
-}
-
-fn set_scales(part: &mut KvPart<&mut [u8]>, place: usize, inverse: [f32; 2]) {
-    for (scales, inverse) in part.scales_mut().into_iter().zip(inverse) {
-        scales[place] = (1.0 / inverse).to_le_bytes();
+    for (scale, inverse) in to.scales.into_iter().flatten().zip(inverse) {
+        *scale = (1.0 / inverse).to_le_bytes();
     }
 }
 
@@ -136,13 +128,12 @@ fn put<const N: usize>(
     rest.iter().zip(places).for_each(|(&x, place)| *place = encode(x));
 }
 
-
 /// Reads the keys of the first `blocks` blocks as floats, `[blocks, head_dim, BLOCK]`.
 ///
 /// # Panics
 /// If they are int8, which attention takes as they are.
 #[inline(always)]
-pub fn read_keys(part: KvPart<&[u8]>, blocks: usize, out: &mut [f32]) {
+pub fn read_keys(part: KvPart<'_>, blocks: usize, out: &mut [f32]) {
     let dim = part.shape().head_dim;
     let out = &mut out[..blocks * dim * BLOCK];
     decode(part.shape().dtype, part.keys(), out);
@@ -162,7 +153,7 @@ pub fn read_keys(part: KvPart<&[u8]>, blocks: usize, out: &mut [f32]) {
 /// # Panics
 /// If they are int8, which attention takes as they are.
 #[inline(always)]
-pub fn read_values(part: KvPart<&[u8]>, positions: usize, stride: usize, out: &mut [f32]) {
+pub fn read_values(part: KvPart<'_>, positions: usize, stride: usize, out: &mut [f32]) {
     let (dim, dtype) = (part.shape().head_dim, part.shape().dtype);
     let rows = out.chunks_exact_mut(stride).zip(part.values().chunks_exact(dim * dtype.bytes()));
     for (out, row) in rows.take(positions) {
@@ -182,9 +173,7 @@ fn decode(dtype: KvType, half: &[u8], out: &mut [f32]) {
     match dtype {
         KvType::F32 => get(half, out, f32::from_le_bytes),
         KvType::F16 => get(half, out, |x| half_to_f32(u16::from_le_bytes(x))),
-        KvType::Bf16 => {
-            get(half, out, |x| f32::from_bits(u32::from(u16::from_le_bytes(x)) << 16))
-        }
+        KvType::Bf16 => get(half, out, |x| f32::from_bits(u32::from(u16::from_le_bytes(x)) << 16)),
         KvType::Fp8E4m3 => get(half, out, |[x]| from_e4m3(x)),
         KvType::Int8 => unreachable!("attention takes int8 keys and values as they are"),
     }
@@ -252,13 +241,16 @@ mod tests {
         for dtype in KvType::ALL {
             let mut layer = KvLayer::new(KvShape { pages: 1, kv_heads: 1, head_dim: dim, dtype });
             let place = 2 * BLOCK + 5;
-            store_kv(&mut layer.parts_mut(&[0]).parts[0].part, place, &k, &v);
+            store_kv(&mut layer.parts_mut(&[0]).parts[0], place, &k, &v);
             let part = layer.part(0, 0);
             if dtype == KvType::Int8 {
                 let quads = part.keys().as_chunks::<4>().0;
-                let key: Vec<u8> = (0..dim).map(|i| quads[2 * 8 * BLOCK + i / 4 * BLOCK + 5][i % 4]).collect();
+                let key: Vec<u8> =
+                    (0..dim).map(|i| quads[2 * 8 * BLOCK + i / 4 * BLOCK + 5][i % 4]).collect();
                 assert_eq!(key, (108..128).map(|x| x + 128).collect::<Vec<u8>>());
-                let value: Vec<i8> = (0..dim).map(|i| part.values()[i / 16 * 16 * PAGE + 9 * 64 + i % 16 * 4 + 1] as i8).collect();
+                let value: Vec<i8> = (0..dim)
+                    .map(|i| part.values()[i / 16 * 16 * PAGE + 9 * 64 + i % 16 * 4 + 1] as i8)
+                    .collect();
                 assert_eq!(value, (-127..-107).collect::<Vec<i8>>());
                 assert_eq!(part.scales().map(|scales| scales[place]), [1.0_f32.to_le_bytes(); 2]);
                 continue;

@@ -59,7 +59,8 @@ impl Sequence {
                 cols: width,
                 data: x[start * width..end * width].to_vec(),
             };
-            let slot = |position: usize| pages[position / PAGE] * PAGE as u32 + (position % PAGE) as u32;
+            let slot =
+                |position: usize| pages[position / PAGE] * PAGE as u32 + (position % PAGE) as u32;
             let slots: Vec<u32> = (start..end).map(slot).collect();
             let mut rope = RopeTable::default();
             rope.fill(&vec![0.0; self.shape.head_dim / 2], &slots);
@@ -89,7 +90,8 @@ impl Sequence {
             let values: Vec<_> = (0..=position).map(|at| head_of(&self.v, at, head)).collect();
             for q in queries.chunks(dim) {
                 let score = |k: &Vec<f64>| {
-                    q.iter().zip(k).map(|(&q, k)| f64::from(q) * k).sum::<f64>() / (dim as f64).sqrt()
+                    q.iter().zip(k).map(|(&q, k)| f64::from(q) * k).sum::<f64>()
+                        / (dim as f64).sqrt()
                 };
                 let scores: Vec<f64> = keys.iter().map(score).collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::cpu::floats::float_operations;
 use crate::cpu::isa::Isa;
 use crate::dense::DenseMatrix;
-use crate::kv::KvPart;
+use crate::kv::{KvPart, KvPartMut};
 use crate::scalar::attention::{self, Dots, Form, Partials, Quad, Row, TOGETHER, Weights};
 use crate::scalar::elementwise::{self, Activation};
 use crate::scalar::{head, kv, norm, rope};

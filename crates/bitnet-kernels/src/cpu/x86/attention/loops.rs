@@ -87,7 +87,8 @@ macro_rules! float_loops {
             let tile = super::Values { values, stride, positions: values.len() / stride, column };
             let mut first = 0;
             while first + $wide * LANES <= dim {
-                for (weights, out) in weights.iter().zip(out.chunks_exact_mut(super::TOGETHER * dim))
+                for (weights, out) in
+                    weights.iter().zip(out.chunks_exact_mut(super::TOGETHER * dim))
                 {
                     weigh_tile::<$wide>(weights, tile, first, out);
                 }
@@ -118,7 +119,9 @@ macro_rules! float_loops {
             out: &mut [f32],
         ) {
             let dim = out.len() / super::TOGETHER;
-            assert!(first + N * LANES <= dim && dim <= stride && positions * stride <= values.len());
+            assert!(
+                first + N * LANES <= dim && dim <= stride && positions * stride <= values.len()
+            );
             let mut weights = [&[][..]; super::TOGETHER];
             for n in 0..super::TOGETHER {
                 weights[n] = &all_weights[n][column..][..positions];
@@ -261,7 +264,8 @@ macro_rules! int8_loops {
             let positions = keys.len() / (4 * quads);
             assert!(positions.is_multiple_of(crate::kv::BLOCK));
             let mut first = 0;
-            while first + $wide * LANES <= positions {
+            // A few queries wait for memory, which is fastest read in one stream.
+            while dots.len() > 1 && first + $wide * LANES <= positions {
                 for (q, dots) in q.chunks_exact(quads).zip(&mut *dots) {
                     score_int8_tile::<$wide>(q, keys, ahead, first, column, dots);
                 }
@@ -330,14 +334,16 @@ macro_rules! int8_loops {
             let tile = super::Int8Values { pages, ahead, positions };
             let mut first = 0;
             while first + $wide * LANES <= dim {
-                for (weights, out) in weights.iter().zip(out.chunks_exact_mut(super::TOGETHER * dim))
+                for (weights, out) in
+                    weights.iter().zip(out.chunks_exact_mut(super::TOGETHER * dim))
                 {
                     weigh_int8_tile::<$wide>(weights, tile, first, out);
                 }
                 first += $wide * LANES;
             }
             while first < dim {
-                for (weights, out) in weights.iter().zip(out.chunks_exact_mut(super::TOGETHER * dim))
+                for (weights, out) in
+                    weights.iter().zip(out.chunks_exact_mut(super::TOGETHER * dim))
                 {
                     weigh_int8_tile::<1>(weights, tile, first, out);
                 }
@@ -358,9 +364,13 @@ macro_rules! int8_loops {
             let dim = out.len() / super::TOGETHER;
             assert!(first + N * LANES <= dim && dim.is_multiple_of(BLOCK));
             let mut sums = [[empty(); N]; super::TOGETHER];
-            for (index, (page, ahead)) in pages.iter().zip(ahead).enumerate() {
+            for (index, page) in pages.iter().enumerate() {
                 let quads = positions.saturating_sub(index * PAGE).min(PAGE).div_ceil(4);
                 assert!(page.len() >= PAGE * dim);
+                // However the values are walked through, what comes next is asked for from its beginning to its end.
+                let walked = (first / (N * LANES) * pages.len() + index) * PAGE * N * LANES;
+                let ahead = ahead[(walked / page.len()).min(ahead.len() - 1)].as_ptr();
+                let ahead = ahead.wrapping_add(walked % page.len());
                 let mut quad_weights = [[&[][..]; 2]; super::TOGETHER];
                 for n in 0..super::TOGETHER {
                     for part in 0..2 {
@@ -374,7 +384,7 @@ macro_rules! int8_loops {
                         let element = first + v * LANES;
                         let row = element / BLOCK * (PAGE / 4) + j;
                         let at = 4 * (row * BLOCK + element % BLOCK);
-                        super::prefetch(ahead.as_ptr().wrapping_add(at));
+                        super::prefetch(ahead.wrapping_add(4 * (j * N + v) * LANES));
                         // SAFETY: `LANES` divides `BLOCK`, so these lanes lie in row `j` of a block of 16 elements, and a page has
                         // all blocks of `dim` elements, as the assertions say.
                         value[v] = value_operand(unsafe { load(page.as_ptr().add(at)) });

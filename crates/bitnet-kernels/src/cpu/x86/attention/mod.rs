@@ -11,7 +11,7 @@ mod v128;
 mod v256;
 mod v512;
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
 use crate::cpu::isa::Isa;
 use crate::scalar::attention::{self as portable, Dots, Form, Quad, Row, TOGETHER, Weights};
@@ -80,11 +80,16 @@ struct Int8Values<'a> {
     positions: usize,
 }
 
-/// Asks for a line of the cache.
+/// Asks for a line of the second-level cache: more of them may be on their way than to the first.
 #[inline(always)]
 fn prefetch(line: *const u8) {
     // SAFETY: a prefetch is a hint: it reads nothing and does not fault, whatever the address.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
+}
+
+/// Asks for the first line of each page of memory that `bytes` lie in: within a page the hardware fetches ahead by itself.
+pub fn announce(bytes: &[u8]) {
+    bytes.chunks(4096).for_each(|page| prefetch(page.as_ptr()));
 }
 
 /// How the tier's loops over int8 take 16-bit numbers.
@@ -170,7 +175,9 @@ pub fn weigh_int8(
     match isa {
         Isa::Scalar => portable::weigh_int8(weights, pages, positions, out),
         // SAFETY: these variants exist only where detection found SSE4.1.
-        Isa::Sse41(_) | Isa::Avx(_) => unsafe { sse::weigh_int8(weights, pages, ahead, positions, out) },
+        Isa::Sse41(_) | Isa::Avx(_) => unsafe {
+            sse::weigh_int8(weights, pages, ahead, positions, out)
+        },
         // SAFETY: this variant exists only where detection found AVX2.
         Isa::Avx2(_) => unsafe { avx2::weigh_int8(weights, pages, ahead, positions, out) },
         // SAFETY: this variant exists only where detection found AVX2 and AVX-VNNI.
@@ -178,7 +185,9 @@ pub fn weigh_int8(
         // SAFETY: this variant exists only where detection found AVX-512 F, BW and VL.
         Isa::Avx512(_) => unsafe { avx512::weigh_int8(weights, pages, ahead, positions, out) },
         // SAFETY: this variant exists only where detection found AVX-512 F, BW, VL and VNNI.
-        Isa::Avx512Vnni(_) => unsafe { avx512_vnni::weigh_int8(weights, pages, ahead, positions, out) },
+        Isa::Avx512Vnni(_) => unsafe {
+            avx512_vnni::weigh_int8(weights, pages, ahead, positions, out)
+        },
     }
 }
 
