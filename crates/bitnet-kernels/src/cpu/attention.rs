@@ -12,7 +12,7 @@ use super::pool::{Stripe, stripes};
 use super::x86::attention as tier;
 use super::{CpuBackend, Matrix};
 use crate::backend::Span;
-use crate::kv::{BLOCK, KvLayer, KvPart, KvPartMut, KvParts, KvType, PAGE};
+use crate::kv::{BLOCK, KvLayer, KvPart, KvPartMut, KvParts, KvShape, KvType, PAGE};
 use crate::scalar::attention::{CHUNK, Dots, Partials, Quad, Row, TOGETHER, Weights};
 use crate::scalar::rope::RopeTable;
 
@@ -98,6 +98,28 @@ pub(super) struct Scratch {
     one: Partials,
 }
 
+/// The scales of a chunk's keys and values; 0 for positions that nobody sees.
+struct Scales {
+    keys: Row,
+    values: Row,
+}
+
+impl Default for Scales {
+    fn default() -> Self {
+        Self { keys: [0.0; CHUNK], values: [0.0; CHUNK] }
+    }
+}
+
+impl Scales {
+    /// Takes those of a page's first positions, if its type has them.
+    fn load(&mut self, part: KvPart<'_>, index: usize, positions: usize) {
+        for (scales, stored) in [&mut self.keys, &mut self.values].into_iter().zip(part.scales()) {
+            let scales = scales[index * PAGE..][..positions].iter_mut().zip(stored);
+            scales.for_each(|(scale, &bytes)| *scale = f32::from_le_bytes(bytes));
+        }
+    }
+}
+
 /// The queries of a tile that share a key-value head, `[tokens, queries per head]`, as the loops read them.
 #[derive(Default)]
 struct Queries {
@@ -159,20 +181,28 @@ impl Scratch {
     }
 
     fn attend_floats(&mut self, isa: Isa, tile: &Tile<'_>, head: usize, chunk: usize) {
-        let dim = tile.kv.shape().head_dim;
+        let KvShape { head_dim: dim, dtype, .. } = tile.kv.shape();
         let stride = dim + ROW_GAP;
         self.page.resize(PAGE * stride, 0.0);
+        let mut scales = Scales::default();
         for (index, (part, positions)) in tile.parts(head, chunk).enumerate() {
             let blocks = positions.div_ceil(BLOCK);
             let keys = &mut self.page[..blocks * BLOCK * dim];
             tier::announce(part.values());
             isa.read_keys(part, blocks, keys);
             tier::score(isa, &self.queries.floats, keys, index * PAGE, &mut self.scores);
+            scales.load(part, index, positions);
         }
         let columns = tile.columns(chunk);
         for (query, seen) in self.seen(tile, chunk) {
-            let (max, sum) = isa.softmax(&mut self.scores[query][..columns], seen);
-            (self.one.max[query], self.one.sum[query]) = (max, sum);
+            let row = &mut self.scores[query][..columns];
+            if dtype.has_scales() {
+                isa.multiply(row, &scales.keys);
+            }
+            (self.one.max[query], self.one.sum[query]) = isa.softmax(row, seen);
+            if dtype.has_scales() {
+                isa.multiply(row, &scales.values);
+            }
         }
         let mut next = tile.parts(head, chunk + 1);
         for (index, (part, positions)) in tile.parts(head, chunk).enumerate() {
@@ -193,7 +223,7 @@ impl Scratch {
         self.weights.resize(queries, [[0; CHUNK]; 2]);
         self.scales.resize(queries, 0.0);
         self.sums.resize(queries * stored, 0);
-        let (mut key_scales, mut value_scales) = ([0.0; CHUNK], [0.0; CHUNK]);
+        let mut scales = Scales::default();
         let mut values = [&[][..]; CHUNK / PAGE];
         // While one thing is multiplied, the next is fetched: a token alone has too little work for each byte to wait for it.
         let mut ahead = [&[][..]; CHUNK / PAGE];
@@ -201,11 +231,7 @@ impl Scratch {
             let keys = &part.keys()[..positions.next_multiple_of(BLOCK) * stored];
             let (quads, dots) = (&self.queries.quads, &mut self.dots);
             tier::score_int8(isa, quads, keys, part.values(), index * PAGE, dots);
-            let scales = [&mut key_scales, &mut value_scales].into_iter().zip(part.scales());
-            for (scales, stored) in scales {
-                let scales = scales[index * PAGE..][..positions].iter_mut().zip(stored);
-                scales.for_each(|(x, &y)| *x = f32::from_le_bytes(y));
-            }
+            scales.load(part, index, positions);
             (values[index], ahead[index]) = (part.values(), part.values());
         }
         if more {
@@ -218,9 +244,10 @@ impl Scratch {
         let columns = tile.columns(chunk);
         for (query, seen) in self.seen(tile, chunk) {
             let (row, weights) = (&mut self.scores[query][..columns], &mut self.weights[query]);
-            isa.scale_dots(&self.dots[query], self.queries.scales[query], &key_scales, row);
+            isa.scale_dots(&self.dots[query], self.queries.scales[query], &scales.keys, row);
             (self.one.max[query], self.one.sum[query]) = isa.softmax(row, seen);
-            self.scales[query] = isa.quantize_weights(row, &value_scales, tier::form(isa), weights);
+            self.scales[query] =
+                isa.quantize_weights(row, &scales.values, tier::form(isa), weights);
         }
         let pages = columns.div_ceil(PAGE);
         let (values, ahead) = (&values[..pages], &ahead[..pages]);
@@ -361,7 +388,6 @@ enum Before<'a> {
 }
 
 /// See [`crate::backend::Backend::rotate_and_store`]; `k` stays as it is.
-#[expect(clippy::too_many_arguments, reason = "those of the backend's operation")]
 pub(super) fn rotate_and_store(
     backend: &CpuBackend,
     rope: &RopeTable,

@@ -50,6 +50,8 @@ macro_rules! float_operations {
             fn scale_product_rows(acc: &[i32], w: &[f32], s: f32, y: &mut [f32]) -> () = elementwise;
             /// See [`crate::scalar::elementwise::add`].
             fn add(x: &[f32], y: &mut [f32]) -> () = elementwise;
+            /// See [`crate::scalar::elementwise::multiply`].
+            fn multiply(y: &mut [f32], x: &[f32]) -> () = elementwise;
             /// See [`crate::scalar::elementwise::gate`].
             fn gate(activation: Activation, up: &[f32], gate: &mut [f32]) -> () = elementwise;
             /// See [`crate::scalar::head::logits`].

@@ -2,7 +2,7 @@
 
 use super::norm::{MIN_ABSMAX, ROUND, absmax, to_int8};
 use crate::dense::half_to_f32;
-use crate::kv::{BLOCK, KvPart, KvPartMut, KvType, PAGE};
+use crate::kv::{BLOCK, KvPart, KvPartMut, KvShape, KvType, PAGE};
 
 /// What is added to an int8 key, so that it is the unsigned operand of `vpdpbusd`: 128, in the arithmetic of bytes.
 pub const KEY_BIAS: u8 = 0x80;
@@ -128,42 +128,27 @@ fn put<const N: usize>(
     rest.iter().zip(places).for_each(|(&x, place)| *place = encode(x));
 }
 
-/// Reads the keys of the first `blocks` blocks as floats, `[blocks, head_dim, BLOCK]`.
+/// Reads the keys of the first `blocks` blocks as floats, `[blocks, head_dim, BLOCK]`, not multiplied with their scales.
 ///
 /// # Panics
 /// If they are int8, which attention takes as they are.
 #[inline(always)]
 pub fn read_keys(part: KvPart<'_>, blocks: usize, out: &mut [f32]) {
-    let dim = part.shape().head_dim;
-    let out = &mut out[..blocks * dim * BLOCK];
-    decode(part.shape().dtype, part.keys(), out);
-    if part.shape().dtype.has_scales() {
-        let scales = part.scales()[0].as_chunks::<BLOCK>().0;
-        for (out, scales) in out.chunks_exact_mut(dim * BLOCK).zip(scales) {
-            let scales = scales.map(f32::from_le_bytes);
-            for out in out.as_chunks_mut::<BLOCK>().0 {
-                out.iter_mut().zip(scales).for_each(|(x, scale)| *x *= scale);
-            }
-        }
-    }
+    let KvShape { head_dim, dtype, .. } = part.shape();
+    decode(dtype, part.keys(), &mut out[..blocks * head_dim * BLOCK]);
 }
 
-/// Reads the values of the first `positions` positions as floats, `[positions, head_dim]` with rows `stride` apart.
+/// Reads the values of the first `positions` positions as floats, `[positions, head_dim]` with rows `stride` apart, not
+/// multiplied with their scales.
 ///
 /// # Panics
 /// If they are int8, which attention takes as they are.
 #[inline(always)]
 pub fn read_values(part: KvPart<'_>, positions: usize, stride: usize, out: &mut [f32]) {
-    let (dim, dtype) = (part.shape().head_dim, part.shape().dtype);
-    let rows = out.chunks_exact_mut(stride).zip(part.values().chunks_exact(dim * dtype.bytes()));
-    for (out, row) in rows.take(positions) {
-        decode(dtype, row, &mut out[..dim]);
-    }
-    if dtype.has_scales() {
-        let rows = out.chunks_exact_mut(stride).zip(part.scales()[1]).take(positions);
-        for (out, &scale) in rows {
-            out[..dim].iter_mut().for_each(|x| *x *= f32::from_le_bytes(scale));
-        }
+    let KvShape { head_dim, dtype, .. } = part.shape();
+    let rows = part.values().chunks_exact(head_dim * dtype.bytes());
+    for (out, row) in out.chunks_exact_mut(stride).zip(rows).take(positions) {
+        decode(dtype, row, &mut out[..head_dim]);
     }
 }
 
@@ -192,7 +177,7 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
-    use crate::kv::{KvLayer, KvShape};
+    use crate::kv::KvLayer;
 
     /// All halves and what lies between two of them.
     fn around_halves() -> impl Iterator<Item = f32> {
@@ -255,20 +240,23 @@ mod tests {
                 assert_eq!(part.scales().map(|scales| scales[place]), [1.0_f32.to_le_bytes(); 2]);
                 continue;
             }
+            let scales = part
+                .scales()
+                .map(|scales| scales.get(place).map_or(1.0, |&scale| f32::from_le_bytes(scale)));
             let error = if dtype == KvType::Fp8E4m3 { 1.0 / 16.0 } else { 0.0 };
-            let close = |found: &[f32], expected: &[f32]| {
-                let pairs = found.iter().zip(expected);
-                pairs.into_iter().all(|(x, y)| (x - y).abs() <= error * y.abs())
+            let close = |found: &[f32], scale: f32, expected: &[f32]| {
+                let mut pairs = found.iter().zip(expected);
+                pairs.all(|(x, y)| (x * scale - y).abs() <= error * y.abs())
             };
             let mut keys = vec![0.0; 4 * dim * BLOCK];
             read_keys(part, 4, &mut keys);
             let column: Vec<f32> =
                 keys[2 * dim * BLOCK..].iter().skip(5).step_by(BLOCK).take(dim).copied().collect();
-            assert!(close(&column, &k), "{dtype}: {column:?}");
+            assert!(close(&column, scales[0], &k), "{dtype}: {column:?}");
             assert_eq!(keys.iter().filter(|&&x| x != 0.0).count(), dim);
             let mut values = vec![0.0; (place + 1) * dim];
             read_values(part, place + 1, dim, &mut values);
-            assert!(close(&values[place * dim..], &v), "{dtype}");
+            assert!(close(&values[place * dim..], scales[1], &v), "{dtype}");
             assert!(values[..place * dim].iter().all(|&x| x == 0.0));
         }
     }

@@ -129,17 +129,17 @@ macro_rules! float_loops {
             let mut sums = [[zero_floats(); N]; super::TOGETHER];
             for n in 0..super::TOGETHER {
                 for v in 0..N {
+                    let at = n * dim + first + v * LANES;
                     // SAFETY: these lanes lie in row `n` of `out`.
-                    sums[n][v] =
-                        unsafe { load_floats(out.as_ptr().add(n * dim + first + v * LANES)) };
+                    sums[n][v] = unsafe { load_floats(out.as_ptr().add(at)) };
                 }
             }
             for j in 0..positions {
                 let mut value = [zero_floats(); N];
                 for v in 0..N {
+                    let at = j * stride + first + v * LANES;
                     // SAFETY: these lanes lie in row `j` of `values`.
-                    value[v] =
-                        unsafe { load_floats(values.as_ptr().add(j * stride + first + v * LANES)) };
+                    value[v] = unsafe { load_floats(values.as_ptr().add(at)) };
                 }
                 for n in 0..super::TOGETHER {
                     let x = splat_float(weights[n][j]);
