@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
         let options = OpenOptions { i2s_layout, ..OpenOptions::default() };
         if let Ok(checkpoint) = Checkpoint::from_gguf(Path::new("fuzz"), data.clone(), &options) {
             let _ = checkpoint.verify();
-            if let TokenizerSource::Gguf(metadata) = checkpoint.tokenizer_source() {
+            if let TokenizerSource::Gguf(_, metadata) = checkpoint.tokenizer_source() {
                 tokenizer::from_metadata(metadata, "a <s> é1");
             }
         }

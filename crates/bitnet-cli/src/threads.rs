@@ -92,7 +92,7 @@ impl Threads {
         (self.count > available).then(|| {
             let processors = if available == 1 { "CPU" } else { "CPUs" };
             format!(
-                "{} threads ({}) on {available} available {processors}: they take turns, which is usually slower",
+                "{} threads ({}) on {available} available {processors}: {available} are used, more would only take turns",
                 self.count, self.rule
             )
         })

@@ -44,6 +44,7 @@ pub fn json(loaded: &Loaded, config: &GenerationConfig, output: &Output) -> Valu
         "seed": config.seed,
         "context_length": info.context_length,
         "kv_dtype": info.kv_dtype.name(),
+        "head": info.head.to_string(),
         "machine": loaded.machine,
         "device": info.device,
         "simd": info.simd_level,

@@ -5,6 +5,7 @@
 
 pub mod block_pool;
 pub mod config;
+mod draft;
 pub mod engine;
 pub mod error;
 pub mod handle;
@@ -17,6 +18,8 @@ pub mod stream;
 pub use config::{EngineConfig, InferenceConfig};
 pub use error::{EngineError, InvalidConfig};
 pub use handle::{EngineHandle, spawn};
-pub use request::{GenerationConfig, Request, SamplingParams, SamplingStrategy, Work};
+pub use request::{
+    DraftStrategy, GenerationConfig, Request, SamplingParams, SamplingStrategy, Work,
+};
 pub use sequence::{FinishReason, Stop};
 pub use stream::{Generation, Output, Piece, Timings};

@@ -43,6 +43,18 @@ impl SamplingStrategy {
     }
 }
 
+/// Where drafts of the next tokens come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DraftStrategy {
+    /// There are none.
+    #[default]
+    Off,
+    /// What followed the last time that the text ended as it does now, as long as measured times say that it pays: for
+    /// summaries, edits of a text, and answers that quote.
+    Ngram,
+}
+
 /// What to generate. Written as a literal, so it is checked where it is used.
 ///
 /// ```
@@ -85,6 +97,8 @@ pub struct GenerationConfig {
     pub stop: Vec<String>,
     /// Go on after a token that ends the text.
     pub ignore_eos: bool,
+    /// Whether likely next tokens are tried along with the one before them. The answer is the same.
+    pub draft: DraftStrategy,
 }
 
 impl Default for GenerationConfig {
@@ -104,6 +118,7 @@ impl Default for GenerationConfig {
             max_new_tokens: 256,
             stop: Vec::new(),
             ignore_eos: false,
+            draft: DraftStrategy::Off,
         }
     }
 }
@@ -120,6 +135,7 @@ pub struct SamplingParams {
     pub(crate) presence_penalty: f32,
     pub(crate) frequency_penalty: f32,
     pub(crate) seed: u64,
+    pub(crate) draft: DraftStrategy,
 }
 
 impl GenerationConfig {
@@ -137,6 +153,7 @@ impl GenerationConfig {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             seed: self.seed.unwrap_or_else(random_seed),
+            draft: self.draft,
         })
     }
 

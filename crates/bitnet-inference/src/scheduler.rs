@@ -6,13 +6,17 @@
 //! does not depend on what else is in the batch.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
+use bitnet_kernels::kv::PAGE;
 use bitnet_model::batch::{Batch, Outputs};
 
 use crate::block_pool::BlockPool;
 use crate::config::Limits;
+use crate::draft::StepCost;
 use crate::request::Request;
-use crate::sequence::{FinishReason, SeqId, Sequence, Stop, Task};
+use crate::sampler::SampleError;
+use crate::sequence::{FinishReason, SeqId, Sequence, Task};
 
 /// All sequences of an engine, and the pages of its cache.
 #[derive(Debug)]
@@ -24,10 +28,11 @@ pub struct Scheduler {
     /// In the order in which they came.
     running: Vec<Sequence>,
     next_id: u64,
+    cost: StepCost,
 }
 
-/// One step: which sequences compute how many of their tokens. Never empty.
-#[derive(Debug, PartialEq, Eq)]
+/// One step: which sequences compute how many of their tokens.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// In the order of the batch; each sequence at most once.
     pub entries: Vec<Entry>,
@@ -38,21 +43,12 @@ pub struct Plan {
 pub struct Entry {
     /// The sequence.
     pub id: SeqId,
-    /// Tokens to compute.
+    /// Tokens of the sequence to compute.
     pub count: usize,
-    /// Those of them that need logits, by their index in the sequence.
+    /// Tokens to compute after them, in case that they are drawn.
+    pub draft: Vec<u32>,
+    /// Those of all these that need logits, by their index in the sequence.
     pub outputs: std::ops::Range<usize>,
-}
-
-/// What a step brought for one sequence.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// The sequence.
-    pub id: SeqId,
-    /// The token appended, if any.
-    pub token: Option<u32>,
-    /// Set when it is over; the scheduler has forgotten it.
-    pub finished: Option<Finished>,
 }
 
 /// How a sequence ended.
@@ -68,7 +64,8 @@ impl Scheduler {
     /// A scheduler with nothing to do and all pages free.
     pub fn new(limits: Limits) -> Self {
         let pool = BlockPool::new(limits.pages);
-        Self { limits, pool, waiting: VecDeque::new(), running: Vec::new(), next_id: 0 }
+        let (waiting, running, cost) = (VecDeque::new(), Vec::new(), StepCost::default());
+        Self { limits, pool, waiting, running, next_id: 0, cost }
     }
 
     /// Takes a request, which has been checked against the limits.
@@ -110,24 +107,60 @@ impl Scheduler {
     }
 
     /// The next step: first one token of every answer, then prompts up to the budget, then those that wait while pages last.
-    pub fn plan(&mut self) -> Option<Plan> {
-        let mut plan = Plan { entries: Vec::new() };
+    /// A step of answers only may have drafts. Returns whether there is anything to do.
+    pub fn plan(&mut self, plan: &mut Plan) -> bool {
+        plan.entries.clear();
         let (mut tokens, mut outputs) = (self.limits.max_batch_tokens, self.limits.max_outputs);
         let mut index = 0;
         while index < self.running.len() {
             if self.running[index].pending() == 1 && self.ensure_pages(index) {
-                add_entry(&self.running[index], &mut plan, &mut tokens, &mut outputs);
+                add_entry(&self.running[index], plan, &mut tokens, &mut outputs);
             }
             index += 1; // `ensure_pages` takes sequences from the end only
         }
         for sequence in self.running.iter().filter(|sequence| sequence.pending() > 1) {
-            add_entry(sequence, &mut plan, &mut tokens, &mut outputs);
+            add_entry(sequence, plan, &mut tokens, &mut outputs);
         }
         while tokens > 0 && self.admit() {
             let newest = self.running.last().expect("one was admitted");
-            add_entry(newest, &mut plan, &mut tokens, &mut outputs);
+            add_entry(newest, plan, &mut tokens, &mut outputs);
         }
-        (!plan.entries.is_empty()).then_some(plan)
+        if plan.entries.iter().all(|e| e.count == 1) {
+            self.add_drafts(plan, tokens, outputs);
+        }
+        !plan.entries.is_empty()
+    }
+
+    /// Adds drafts to the answers of a plan, as far as the budgets and the pages go.
+    fn add_drafts(&mut self, plan: &mut Plan, mut tokens: usize, mut outputs: usize) {
+        let price = self.cost.price(plan.entries.len());
+        for entry in &mut plan.entries {
+            let sequence = self.running.iter_mut().find(|sequence| sequence.id == entry.id);
+            let sequence = sequence.expect("plans name running sequences");
+            let len = sequence.tokens.len();
+            let most = sequence.draftable(self.limits.max_seq_len).min(tokens).min(outputs);
+            let Task::Generate { drafting: Some(drafting), .. } = &mut sequence.task else {
+                continue;
+            };
+            entry.draft = drafting.propose(&sequence.tokens, most, price);
+            while sequence.pages.len() * PAGE < len + entry.draft.len() {
+                match self.pool.take() {
+                    Some(page) => sequence.pages.push(page),
+                    None => entry.draft.truncate(sequence.pages.len() * PAGE - len),
+                }
+            }
+            entry.outputs.end += entry.draft.len();
+            tokens -= entry.draft.len();
+            outputs -= entry.draft.len();
+        }
+    }
+
+    /// Books how long a step took.
+    pub fn observe(&mut self, plan: &Plan, time: Duration) {
+        if plan.entries.iter().all(|entry| entry.count == 1) {
+            let drafted = plan.entries.iter().map(|entry| entry.draft.len()).sum();
+            self.cost.observe(plan.entries.len(), drafted, time);
+        }
     }
 
     /// Lets the first of those that wait run, if there is room for all its tokens.
@@ -167,34 +200,48 @@ impl Scheduler {
         self.waiting.push_front(sequence);
     }
 
-    /// The tokens of a plan, with their places in the cache.
-    pub fn batch(&self, plan: &Plan) -> Batch {
-        let mut batch = Batch::default();
+    /// Puts the tokens of a plan, with their places in the cache, in place of what is in `batch`.
+    pub fn fill(&self, batch: &mut Batch, plan: &Plan) {
+        batch.clear();
         for entry in &plan.entries {
             let sequence = self.running.iter().find(|sequence| sequence.id == entry.id);
             let sequence = sequence.expect("plans name running sequences");
             let (row, start) = (batch.len(), sequence.computed);
-            let ids = &sequence.tokens[start..start + entry.count];
+            let ids = sequence.tokens[start..start + entry.count].iter().chain(&entry.draft);
             batch.push(ids, start, &sequence.pages, Outputs::None);
             batch.outputs.extend(entry.outputs.clone().map(|index| row + index - start));
         }
-        batch
     }
 
-    /// Books a step that has been computed. `tokens` has an element for each entry: the token drawn, if one was wanted.
-    pub fn commit(&mut self, plan: &Plan, tokens: &[Option<u32>]) -> Vec<Event> {
-        plan.entries
-            .iter()
-            .zip(tokens)
-            .filter_map(|(entry, token)| {
-                let limit = self.limits.max_seq_len;
-                let finished = self.running_mut(entry.id)?.advance(entry, *token, limit);
-                if finished.is_some() {
-                    self.remove(entry.id);
-                }
-                Some(Event { id: entry.id, token: *token, finished })
-            })
-            .collect()
+    /// Draws what follows a sequence's tokens from its rows of logits: one token, and as many more as its draft foresaw.
+    /// Returns how many.
+    ///
+    /// # Panics
+    /// If the sequence does not run or generates nothing.
+    pub fn draw(&mut self, entry: &Entry, rows: &[f32]) -> Result<usize, SampleError> {
+        let limit = self.limits.max_seq_len;
+        self.running_mut(entry.id).expect("plans name running sequences").draw(entry, rows, limit)
+    }
+
+    /// Books a step that has been computed. `drawn` has an element for each entry: how many tokens were drawn. `tell` is
+    /// called for each entry with its sequence's new tokens, and with how the sequence ended if it did; then the scheduler
+    /// has forgotten it.
+    pub fn commit(
+        &mut self,
+        plan: &Plan,
+        drawn: &[usize],
+        mut tell: impl FnMut(SeqId, &[u32], Option<Finished>),
+    ) {
+        let limit = self.limits.max_seq_len;
+        for (entry, &drawn) in plan.entries.iter().zip(drawn) {
+            let Some(sequence) = self.running_mut(entry.id) else { continue };
+            let finished = sequence.advance(entry, drawn, limit);
+            let over = finished.is_some();
+            tell(entry.id, &sequence.tokens[sequence.tokens.len() - drawn..], finished);
+            if over {
+                self.remove(entry.id);
+            }
+        }
     }
 
     fn release(&mut self, pages: Vec<u32>) {
@@ -216,39 +263,7 @@ fn add_entry(sequence: &Sequence, plan: &mut Plan, tokens: &mut usize, outputs: 
     let rows = sequence.outputs(count);
     *tokens -= count;
     *outputs -= rows.len();
-    plan.entries.push(Entry { id: sequence.id, count, outputs: rows });
-}
-
-impl Sequence {
-    /// Books what was computed and drawn; says how the sequence ends if it does.
-    fn advance(
-        &mut self,
-        entry: &Entry,
-        token: Option<u32>,
-        max_seq_len: usize,
-    ) -> Option<Finished> {
-        self.computed += entry.count;
-        self.tokens.extend(token);
-        match &mut self.task {
-            Task::Rows { next, .. } => {
-                *next = (*next).max(entry.outputs.end);
-                (self.pending() == 0).then_some(Finished::AllRows)
-            }
-            Task::Generate { max_new_tokens, stop_ids, .. } => {
-                let token = token?;
-                let reason = if stop_ids.contains(&token) {
-                    FinishReason::Stop(Stop::Token(token))
-                } else if self.tokens.len() - self.prompt_len >= *max_new_tokens {
-                    FinishReason::Length
-                } else if self.tokens.len() >= max_seq_len {
-                    FinishReason::Context
-                } else {
-                    return None;
-                };
-                Some(Finished::Generated(reason))
-            }
-        }
-    }
+    plan.entries.push(Entry { id: sequence.id, count, draft: Vec::new(), outputs: rows });
 }
 
 #[cfg(test)]

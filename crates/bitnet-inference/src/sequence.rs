@@ -2,8 +2,10 @@
 
 use bitnet_kernels::kv::PAGE;
 
-use crate::request::{Request, Work};
-use crate::sampler::Sampler;
+use crate::draft::Drafting;
+use crate::request::{DraftStrategy, Request, Work};
+use crate::sampler::{SampleError, Sampler};
+use crate::scheduler::{Entry, Finished};
 
 /// A sequence's name as long as it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +66,7 @@ pub(crate) enum Task {
         sampler: Box<Sampler>,
         max_new_tokens: usize,
         stop_ids: Vec<u32>,
+        drafting: Option<Drafting>,
     },
     /// Rows of logits that are wanted: of tokens from `next` on.
     Rows {
@@ -77,6 +80,7 @@ impl Sequence {
     pub(crate) fn new(id: SeqId, request: Request) -> Self {
         let task = match request.work {
             Work::Generate { sampling, max_new_tokens, stop_ids } => Task::Generate {
+                drafting: (sampling.draft == DraftStrategy::Ngram).then(Drafting::new),
                 sampler: Box::new(Sampler::new(sampling)),
                 max_new_tokens,
                 stop_ids,
@@ -116,6 +120,82 @@ impl Sequence {
             Task::Generate { .. } if end == self.tokens.len() => end - 1..end,
             Task::Generate { .. } => end..end,
             Task::Rows { next, .. } => next.clamp(self.computed, end)..end,
+        }
+    }
+
+    /// Tokens that a draft may have: a token more is drawn in any case.
+    pub(crate) fn draftable(&self, max_seq_len: usize) -> usize {
+        match self.task {
+            Task::Generate { max_new_tokens, .. } => {
+                let generated = self.tokens.len() - self.prompt_len;
+                let room = max_seq_len.saturating_sub(self.tokens.len());
+                room.min(max_new_tokens.saturating_sub(generated)).saturating_sub(1)
+            }
+            Task::Rows { .. } => 0,
+        }
+    }
+
+    /// Draws tokens, appends them and returns how many: one from the first of the rows, and one from each further row as long
+    /// as the draft was right.
+    pub(crate) fn draw(
+        &mut self,
+        entry: &Entry,
+        rows: &[f32],
+        max_seq_len: usize,
+    ) -> Result<usize, SampleError> {
+        let vocab_size = rows.len() / entry.outputs.len();
+        let mut drawn = 0;
+        for row in rows.chunks_exact(vocab_size) {
+            let Task::Generate { sampler, .. } = &mut self.task else {
+                unreachable!("only generations draw tokens")
+            };
+            let token = sampler.draw(row, &self.tokens, self.prompt_len)?;
+            self.tokens.push(token);
+            drawn += 1;
+            if entry.draft.get(drawn - 1) != Some(&token) || self.is_over(max_seq_len).is_some() {
+                break;
+            }
+        }
+        Ok(drawn)
+    }
+
+    /// How the last token ends the sequence, if it does.
+    fn is_over(&self, max_seq_len: usize) -> Option<FinishReason> {
+        let Task::Generate { max_new_tokens, stop_ids, .. } = &self.task else { return None };
+        match self.tokens.last() {
+            Some(token) if stop_ids.contains(token) => {
+                Some(FinishReason::Stop(Stop::Token(*token)))
+            }
+            _ if self.tokens.len() - self.prompt_len >= *max_new_tokens => {
+                Some(FinishReason::Length)
+            }
+            _ if self.tokens.len() >= max_seq_len => Some(FinishReason::Context),
+            _ => None,
+        }
+    }
+
+    /// Books what was computed, and that `drawn` tokens were appended; says how the sequence ends if it does.
+    pub(crate) fn advance(
+        &mut self,
+        entry: &Entry,
+        drawn: usize,
+        max_seq_len: usize,
+    ) -> Option<Finished> {
+        // Of a draft, the keys and values of those tokens stand that were drawn before the last.
+        let accepted = drawn.saturating_sub(1);
+        self.computed += entry.count + accepted;
+        match &mut self.task {
+            Task::Rows { next, .. } => {
+                *next = (*next).max(entry.outputs.end);
+                (self.pending() == 0).then_some(Finished::AllRows)
+            }
+            Task::Generate { .. } if drawn == 0 => None,
+            Task::Generate { drafting, .. } => {
+                if let Some(drafting) = drafting {
+                    drafting.learn(entry.draft.len(), accepted);
+                }
+                self.is_over(max_seq_len).map(Finished::Generated)
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::device::Device;
 use bitnet_kernels::kv::PAGE;
 use bitnet_model::decoder::{LoadProgress, Model};
-use bitnet_model::format::Checkpoint;
+use bitnet_model::format::{Checkpoint, TokenizerSource};
 #[cfg(feature = "hub")]
 use bitnet_model::hub::{Hub, HubConfig, HubError, HubId};
 use bitnet_model::kv::page_bytes;
@@ -178,7 +178,8 @@ impl ModelBuilder {
         };
         let backend =
             CpuBackend::new(isa, threads).map_err(|source| Error::Threads { threads, source })?;
-        let model = Model::load(&checkpoint, Arc::new(backend), threads, &self.progress)?;
+        let (backend, head) = (Arc::new(backend), self.config.head);
+        let model = Model::load(&checkpoint, backend, head, threads, &self.progress)?;
         let info = self.info(&checkpoint, device, isa, threads, limits, begin);
         drop(checkpoint);
         let handle = spawn(Arc::new(model), &engine)?;
@@ -216,6 +217,7 @@ impl ModelBuilder {
             threads,
             context_length: limits.max_seq_len,
             kv_dtype,
+            head: self.config.head,
             kv_cache_bytes: limits.pages * kv_page,
             kv_bytes_per_token: kv_page / PAGE,
             load_time: begin.elapsed(),
@@ -228,9 +230,23 @@ fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Error> {
     let tokenizer = Tokenizer::from_source(&checkpoint.tokenizer_source())?;
     let (tokens, rows) = (tokenizer.vocab_size(), checkpoint.config().vocab_size);
     match tokens > rows {
-        true => Err(Error::Vocabulary { tokenizer: tokens, model: rows }),
+        true => Err(Error::Vocabulary {
+            tokenizer_file: match checkpoint.tokenizer_source() {
+                TokenizerSource::Gguf(file, _) => file.into(),
+                TokenizerSource::Directory(directory) => directory.join("tokenizer.json"),
+            },
+            weights: embedding_file(checkpoint),
+            tokenizer: tokens,
+            model: rows,
+        }),
         false => Ok(tokenizer),
     }
+}
+
+fn embedding_file(checkpoint: &Checkpoint) -> PathBuf {
+    let embedding = checkpoint.tensors().find(|tensor| tensor.name == "model.embed_tokens.weight");
+    let embedding = embedding.expect("a checkpoint without one does not open");
+    checkpoint.files()[embedding.file].clone()
 }
 
 impl IntoFuture for ModelBuilder {

@@ -32,12 +32,13 @@ mod quantization;
 mod stream;
 
 pub use bitnet_inference::{
-    EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig, Output, Piece,
-    SamplingStrategy, Stop, Timings,
+    DraftStrategy, EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig,
+    Output, Piece, SamplingStrategy, Stop, Timings,
 };
 pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
 pub use bitnet_kernels::cpu::level::{CpuFeatures, SimdLevel};
 pub use bitnet_kernels::device::{Device, DeviceError};
+pub use bitnet_kernels::head::{HeadType, UnknownHead};
 pub use bitnet_kernels::kv::KvType;
 pub use bitnet_model::config::{ArchConfig, HiddenAct};
 pub use bitnet_model::decoder::LoadProgress;
@@ -55,3 +56,8 @@ pub use perplexity::{Perplexity, PerplexityInput, PerplexityMethod, PerplexityPr
 pub use prompt::Prompt;
 pub use quantization::{QuantizationType, UnknownQuantization};
 pub use stream::{BlockingGeneration, GenerationStream};
+
+/// The README's program.
+#[cfg(all(doctest, feature = "demo-model"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -52,11 +52,13 @@ fn more_threads_than_processors_are_used_with_a_warning() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn exactly_as_many_threads_compute_as_asked_for() {
+fn exactly_as_many_threads_compute_as_asked_for_and_as_there_are_processors() {
     use std::io::Read;
-    for (args, env, expected) in
-        [(&["-t", "3"][..], None, 3), (&[], Some("2"), 2), (&["-t", "1"], Some("2"), 1)]
+    let processors = std::thread::available_parallelism().unwrap().get();
+    for (args, env, asked) in
+        [(&["-t", "1000"][..], None, 1000), (&[], Some("2"), 2), (&["-t", "1"], Some("2"), 1)]
     {
+        let expected = processors.min(asked);
         let mut command = program();
         command.args(["run", "-p", "Once", "-n", "400", "--ignore-eos", "-q"]).args(args);
         command.envs(env.map(|count| ("OMP_NUM_THREADS", count)));
@@ -120,6 +122,52 @@ fn debug_logs_name_level_kernel_and_features_and_normal_runs_do_not() {
     );
     let quiet = run(args).stderr.to_lowercase();
     assert!(!quiet.contains("simd"), "{quiet}");
+}
+
+#[test]
+fn the_log_variable_decides_before_the_flags() {
+    // Levels of the log lines of a run with this variable and these flags.
+    let levels = |variable: &str, flags: &[&str]| {
+        let mut command = program();
+        command.args(["run", "-p", "Once", "-n", "1"]).args(flags).env("RUST_LOG", variable);
+        let end = Run::from(command.output().unwrap());
+        assert_eq!(end.code, Some(0), "{}", end.stderr);
+        assert!(!end.stdout.contains("INFO"), "{}", end.stdout);
+        ["INFO", "DEBUG"].map(|level| end.stderr.lines().any(|l| l.trim_start().starts_with(level)))
+    };
+    for (variable, flags, expected) in [
+        ("", &[][..], [false, false]),
+        ("", &["-v"], [true, false]),
+        ("", &["-vv"], [true, true]),
+        ("info", &[], [true, false]),
+        ("debug", &["-q"], [true, true]),
+        ("error", &["-vv"], [false, false]),
+        ("off", &["-v"], [false, false]),
+        ("warn,bitnet_cli=debug", &[], [true, true]),
+        ("warn,no_such_module=trace", &["-vv"], [false, false]),
+    ] {
+        assert_eq!(levels(variable, flags), expected, "RUST_LOG={variable} {flags:?}");
+    }
+}
+
+/// No machine has room for threads with such stacks, so the system refuses each.
+#[test]
+#[cfg(target_os = "linux")]
+fn refused_threads_are_a_failure_with_the_reason() {
+    let text = crate::testdata("README.md");
+    let text = text.to_str().unwrap();
+    for (args, message) in [
+        (&["perplexity", "-t", "2", "-f", text][..], "2 threads cannot be started: "),
+        (&["perplexity", "-t", "1", "-f", text], "the engine's thread cannot be started: "),
+        (&["run", "-p", "Once"], "cannot watch for Ctrl-C: "),
+    ] {
+        let mut command = program();
+        command.args(args).env("RUST_MIN_STACK", (1_u64 << 46).to_string());
+        let end = Run::from(command.output().unwrap());
+        assert_eq!((end.code, end.stdout.as_str()), (Some(1), ""), "{args:?}: {}", end.stderr);
+        let reason = format!("{message}Resource temporarily unavailable");
+        assert!(end.stderr.contains(&reason), "{args:?}: {}", end.stderr);
+    }
 }
 
 #[test]

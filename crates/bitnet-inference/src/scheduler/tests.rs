@@ -4,7 +4,8 @@ use bitnet_kernels::kv::PAGE;
 use proptest::prelude::*;
 
 use super::*;
-use crate::request::{GenerationConfig, Work};
+use crate::request::{DraftStrategy, GenerationConfig, Work};
+use crate::sequence::Stop;
 
 const LIMITS: Limits = Limits {
     max_seq_len: 4 * PAGE,
@@ -15,24 +16,61 @@ const LIMITS: Limits = Limits {
     max_waiting: 100,
 };
 
+const VOCAB_SIZE: u32 = 100;
+
 fn generate(prompt_len: usize, max_new_tokens: usize) -> Request {
-    let sampling = GenerationConfig::default().sampling().unwrap();
+    generate_with(DraftStrategy::Off, prompt_len, max_new_tokens)
+}
+
+fn generate_with(draft: DraftStrategy, prompt_len: usize, max_new_tokens: usize) -> Request {
+    let sampling = GenerationConfig { draft, ..Default::default() }.sampling().unwrap();
     let work = Work::Generate { sampling, max_new_tokens, stop_ids: vec![99] };
     Request { ids: vec![1; prompt_len], work }
 }
 
+/// Draws for each entry that generates; `token` says what follows the token of an index.
+fn draw(scheduler: &mut Scheduler, plan: &Plan, token: impl Fn(usize) -> u32) -> Vec<usize> {
+    let one_hot = |index| (0..VOCAB_SIZE).map(move |id| f32::from(u8::from(id == index)));
+    let mut count = |entry: &Entry| {
+        let generates =
+            matches!(scheduler.running_mut(entry.id).unwrap().task, Task::Generate { .. });
+        let rows: Vec<f32> = entry.outputs.clone().flat_map(|i| one_hot(token(i))).collect();
+        if generates && !rows.is_empty() { scheduler.draw(entry, &rows).unwrap() } else { 0 }
+    };
+    plan.entries.iter().map(&mut count).collect()
+}
+
+fn plan(scheduler: &mut Scheduler) -> Option<Plan> {
+    let mut plan = Plan::default();
+    scheduler.plan(&mut plan).then_some(plan)
+}
+
+fn batch(scheduler: &Scheduler, plan: &Plan) -> Batch {
+    let mut batch = Batch::default();
+    scheduler.fill(&mut batch, plan);
+    batch
+}
+
+/// What a step brought for one sequence.
+struct Event {
+    id: SeqId,
+    tokens: Vec<u32>,
+    finished: Option<Finished>,
+}
+
+fn commit(scheduler: &mut Scheduler, plan: &Plan, drawn: &[usize]) -> Vec<Event> {
+    let mut events = Vec::new();
+    scheduler.commit(plan, drawn, |id, tokens, finished| {
+        events.push(Event { id, tokens: tokens.to_vec(), finished });
+    });
+    events
+}
+
 /// Plans and commits a step in which every token drawn is `token`. Returns tokens by sequence, and the events.
 fn step(scheduler: &mut Scheduler, token: u32) -> (Vec<(u64, usize)>, Vec<Event>) {
-    let plan = scheduler.plan().expect("there is something to do");
-    let draws = |entry: &Entry| {
-        let generates = matches!(
-            scheduler.running.iter().find(|s| s.id == entry.id).unwrap().task,
-            Task::Generate { .. }
-        );
-        (generates && !entry.outputs.is_empty()).then_some(token)
-    };
-    let tokens: Vec<_> = plan.entries.iter().map(draws).collect();
-    let events = scheduler.commit(&plan, &tokens);
+    let plan = plan(scheduler).expect("there is something to do");
+    let drawn = draw(scheduler, &plan, |_| token);
+    let events = commit(scheduler, &plan, &drawn);
     (plan.entries.iter().map(|entry| (entry.id.0, entry.count)).collect(), events)
 }
 
@@ -100,8 +138,8 @@ fn the_wanted_rows_are_those_of_the_batch() {
     let mut scheduler = Scheduler::new(LIMITS);
     scheduler.add(generate(5, 2));
     scheduler.add(Request { ids: vec![2; 6], work: Work::Score { from: 4 } });
-    let plan = scheduler.plan().unwrap();
-    let batch = scheduler.batch(&plan);
+    let plan = plan(&mut scheduler).unwrap();
+    let batch = batch(&scheduler, &plan);
     assert_eq!(batch.ids, [1, 1, 1, 1, 1, 2, 2, 2, 2, 2]);
     assert_eq!(batch.outputs, [4, 8, 9]); // the last token of one, tokens 3 and 4 of the other
 }
@@ -134,7 +172,7 @@ fn the_context_holds_prompt_and_answer() {
     scheduler.add(generate(LIMITS.max_seq_len - 3, 9));
     let mut tokens = 0;
     while !scheduler.is_idle() {
-        tokens += step(&mut scheduler, 5).1.iter().filter(|event| event.token.is_some()).count();
+        tokens += step(&mut scheduler, 5).1.iter().map(|event| event.tokens.len()).sum::<usize>();
     }
     assert_eq!(tokens, 3);
 }
@@ -174,12 +212,33 @@ fn removing_a_sequence_frees_its_pages() {
     assert!(scheduler.is_idle());
 }
 
+#[test]
+fn a_draft_that_is_right_saves_steps_and_a_wrong_one_costs_nothing_but_time() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.add(generate_with(DraftStrategy::Ngram, 10, 12));
+    let mut steps = Vec::new();
+    while let Some(plan) = plan(&mut scheduler) {
+        assert_eq!(
+            batch(&scheduler, &plan).len(),
+            plan.entries[0].count + plan.entries[0].draft.len()
+        );
+        scheduler.observe(&plan, Duration::from_millis(1));
+        let drawn = draw(&mut scheduler, &plan, |index| if index == 15 { 2 } else { 1 });
+        commit(&mut scheduler, &plan, &drawn);
+        steps.push((plan.entries[0].draft.len(), drawn[0]));
+    }
+    // The first answer step is timed without a draft. The token after index 15 is not what the draft says.
+    assert_eq!(steps[..4], [(0, 1), (0, 1), (3, 4), (5, 1)]);
+    assert_eq!(steps.iter().map(|(_, drawn)| drawn).sum::<usize>(), 12);
+}
+
 fn requests() -> impl Strategy<Value = Vec<(usize, Request)>> {
-    let request = (1..4 * PAGE, 1..80usize, 0..3u8).prop_map(|(len, count, kind)| match kind {
+    let request = (1..4 * PAGE, 1..80usize, 0..4u8).prop_map(|(len, count, kind)| match kind {
         0 if len > 1 => {
             Request { ids: vec![1; len], work: Work::Score { from: 1 + count % (len - 1) } }
         }
         1 => Request { ids: vec![1; len], work: Work::Logits { from: count % len } },
+        2 => generate_with(DraftStrategy::Ngram, len, count),
         _ => generate(len, count),
     });
     prop::collection::vec((0..20usize, request), 1..12)
@@ -211,28 +270,29 @@ proptest! {
                 wanted.insert(scheduler.add(request), left);
             }
             pause = pause.saturating_sub(1);
-            let Some(plan) = scheduler.plan() else {
+            let Some(plan) = plan(&mut scheduler) else {
                 prop_assert!(scheduler.is_idle(), "work is left, but there is no plan");
                 continue;
             };
-            let batch = scheduler.batch(&plan);
+            let batch = batch(&scheduler, &plan);
             prop_assert!(batch.len() <= max_batch_tokens && batch.outputs.len() <= limits.max_outputs);
             prop_assert!(plan.entries.len() <= max_batch_size);
             let held: Vec<u32> = scheduler.running.iter().flat_map(|s| s.pages.clone()).collect();
             prop_assert_eq!(held.iter().collect::<HashSet<_>>().len(), held.len(), "a page is shared");
             prop_assert_eq!(held.len() + scheduler.free_pages(), pages);
-            let mut tokens = Vec::new();
-            for entry in &plan.entries {
+            scheduler.observe(&plan, Duration::from_millis(1));
+            // Sometimes as a draft foresees, sometimes not.
+            let drawn = draw(&mut scheduler, &plan, |index| if index % 7 == 0 { 6 } else { 5 });
+            for (entry, drawn) in plan.entries.iter().zip(&drawn) {
                 let left = wanted.get_mut(&entry.id).unwrap();
-                let generates = left.0 > 0;
-                if !generates {
+                if left.0 == 0 {
                     left.1 -= entry.outputs.len(); // no row comes twice
                 }
-                tokens.push((generates && !entry.outputs.is_empty()).then_some(5));
+                prop_assert!(*drawn <= 1 + entry.draft.len());
             }
-            for event in scheduler.commit(&plan, &tokens) {
+            for event in commit(&mut scheduler, &plan, &drawn) {
                 let left = wanted.get_mut(&event.id).unwrap();
-                left.0 -= usize::from(event.token.is_some());
+                left.0 -= event.tokens.len();
                 prop_assert_eq!(event.finished.is_some(), *left == (0, 0));
             }
         }

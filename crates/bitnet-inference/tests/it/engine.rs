@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use bitnet_inference::engine::Event;
 use bitnet_inference::{
-    EngineConfig, EngineError, EngineHandle, FinishReason, InferenceConfig, InvalidConfig, Request,
-    Work, spawn,
+    DraftStrategy, EngineConfig, EngineError, EngineHandle, FinishReason, GenerationConfig,
+    InferenceConfig, InvalidConfig, Request, SamplingStrategy, Work, spawn,
 };
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
@@ -82,6 +82,33 @@ fn a_sequence_that_had_to_make_room_gives_the_same_tokens() {
     let narrow = spawn(model, &narrow).unwrap();
     let running = prompts.each_ref().map(|prompt| narrow.submit(generate(prompt, 70)).unwrap());
     assert_eq!(running.each_ref().map(tokens), expected);
+}
+
+#[test]
+fn drafts_change_the_number_of_steps_and_not_the_answer() {
+    let (model, engine) = faulty(&exact());
+    let sampled = GenerationConfig {
+        sampling_strategy: SamplingStrategy::TopK,
+        temperature: 0.4,
+        top_k: 5,
+        repetition_penalty: 1.1,
+        frequency_penalty: 0.1,
+        seed: Some(7),
+        ..Default::default()
+    };
+    for config in [GenerationConfig::default(), sampled] {
+        let answers = [DraftStrategy::Off, DraftStrategy::Ngram].map(|draft| {
+            let sampling = GenerationConfig { draft, ..config.clone() }.sampling().unwrap();
+            let work = Work::Generate { sampling, max_new_tokens: 150, stop_ids: vec![] };
+            let request = Request { ids: [5, 6, 7, 8].repeat(8), work };
+            let answer = tokens(&engine.submit(request).unwrap());
+            (answer, std::mem::take(&mut *model.backend().steps.lock().unwrap()))
+        });
+        assert_eq!(answers[0].0, answers[1].0);
+        // Greedy, this model repeats itself, and what it says can be foreseen.
+        let steps = answers.map(|(_, steps)| steps.len());
+        assert!(config.temperature > 0.0 || steps[1] < steps[0], "{steps:?}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fs;
 use bitnet_inference::{EngineConfig, FinishReason, InferenceConfig, spawn};
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::cpu::pool::ThreadPool;
 use serde_json::Value;
 
 use crate::support::{exact, generate, load, testdata, tokens};
@@ -50,7 +51,7 @@ fn models() -> [(&'static str, Vec<Case>); 5] {
 #[track_caller]
 fn check(isa: Isa, threads: usize, config: &EngineConfig) {
     for (name, cases) in models() {
-        let model = load(name, CpuBackend::new(isa, threads).unwrap());
+        let model = load(name, CpuBackend::with_pool(isa, ThreadPool::new(threads).unwrap()));
         let engine = spawn(model, config).unwrap();
         let running: Vec<_> = cases
             .iter()

@@ -7,10 +7,10 @@
 use std::ops::Range;
 
 use super::isa::Isa;
-use super::pool::{Stripe, stripes};
+use super::pool::{self, Stripe, each, stripes};
 #[cfg(target_arch = "x86_64")]
 use super::x86::attention as tier;
-use super::{CpuBackend, Matrix};
+use super::{CpuBackend, Matrix, WorkerScratch};
 use crate::backend::Span;
 use crate::kv::{BLOCK, KvLayer, KvPart, KvPartMut, KvParts, KvShape, KvType, PAGE};
 use crate::scalar::attention::{CHUNK, Dots, Partials, Quad, Row, TOGETHER, Weights};
@@ -274,6 +274,7 @@ impl Scratch {
 /// Causal attention of every token in `spans`; see [`crate::backend::Backend::attention`].
 pub(super) fn attention(
     backend: &CpuBackend,
+    workers: &mut [WorkerScratch],
     partials: &mut Vec<Partials>,
     q: &Matrix,
     kv: &KvLayer,
@@ -285,16 +286,14 @@ pub(super) fn attention(
     let chunks: usize = items.iter().map(|item| item.tile.chunks().len()).sum();
     let few = items.len() < ITEMS * backend.threads();
     if few && backend.threads() > 1 && chunks > items.len() {
-        attend_chunks(backend, partials, chunks, q, &mut items);
+        attend_chunks(backend, workers, partials, chunks, q, &mut items);
         return;
     }
-    backend.pool.for_each(&mut items, |thread, item| {
-        backend.with_worker(thread, |s| {
-            let s = &mut s.attention;
-            s.queries.load(backend.isa, q, &item.tile, item.out.columns());
-            s.attend(backend.isa, &item.tile, item.head);
-            item.finish(backend.isa, &s.all);
-        });
+    backend.pool.for_each_with(workers, pool::items(&mut items), |worker, _, item| {
+        let s = &mut worker.attention;
+        s.queries.load(backend.isa, q, &item.tile, item.out.columns());
+        s.attend(backend.isa, &item.tile, item.head);
+        item.finish(backend.isa, &s.all);
     });
 }
 
@@ -329,7 +328,7 @@ fn items<'a>(
     for tile in spans.iter().flat_map(|span| Tile::of(kv, span)) {
         let (rows, rest) = out.split_at_mut(tile.tokens * q.cols);
         out = rest;
-        let heads = stripes(rows, q.cols, q.cols / kv.shape().kv_heads).enumerate();
+        let heads = each(stripes(rows, q.cols, q.cols / kv.shape().kv_heads)).enumerate();
         items.extend(heads.map(|(head, out)| Item { tile, head, out }));
     }
     items.reverse();
@@ -339,6 +338,7 @@ fn items<'a>(
 /// Attends with a few chunks at a time as an item of its own, and then folds them.
 fn attend_chunks(
     backend: &CpuBackend,
+    workers: &mut [WorkerScratch],
     partials: &mut Vec<Partials>,
     chunks: usize,
     q: &Matrix,
@@ -354,16 +354,15 @@ fn attend_chunks(
         let runs = mine.chunks_mut(run).enumerate();
         parts.extend(runs.map(|(i, partials)| (*tile, *head, out.columns(), i * run, partials)));
     }
-    backend.pool.for_each(&mut parts, |thread, (tile, head, columns, first, partials)| {
-        backend.with_worker(thread, |s| {
-            let s = &mut s.attention;
-            s.queries.load(backend.isa, q, tile, columns.clone());
-            let last = *first + partials.len() - 1;
-            for (chunk, partials) in (*first..).zip(&mut **partials) {
-                s.attend_chunk(backend.isa, tile, *head, chunk, chunk < last);
-                std::mem::swap(partials, &mut s.one);
-            }
-        });
+    backend.pool.for_each_with(workers, pool::items(&mut parts), |worker, _, part| {
+        let (tile, head, columns, first, partials) = part;
+        let s = &mut worker.attention;
+        s.queries.load(backend.isa, q, tile, columns.clone());
+        let last = *first + partials.len() - 1;
+        for (chunk, partials) in (*first..).zip(&mut **partials) {
+            s.attend_chunk(backend.isa, tile, *head, chunk, chunk < last);
+            std::mem::swap(partials, &mut s.one);
+        }
     });
     let mut rest = &mut partials[..];
     let mut folds = Vec::new();
@@ -372,7 +371,7 @@ fn attend_chunks(
         rest = others;
         folds.push((item, mine));
     }
-    backend.pool.for_each(&mut folds, |_, (item, partials)| {
+    backend.pool.for_each(pool::items(&mut folds), |_, (item, partials)| {
         let (all, next) = partials.split_first_mut().expect("a token sees a position at least");
         next.iter().for_each(|next| backend.isa.fold(all, next));
         item.finish(backend.isa, all);
@@ -402,7 +401,7 @@ pub(super) fn rotate_and_store(
     let queries = q.data.chunks_mut((TURNED * q.cols).max(1)).enumerate();
     let turn = queries.map(|(i, queries)| Before::Turn { row: i * TURNED, queries });
     let mut items: Vec<_> = turn.chain(parts.into_iter().map(Before::Store)).collect();
-    let work = |thread: usize, item: &mut Before<'_>| match item {
+    let work = |_: usize, item: &mut Before<'_>| match item {
         Before::Turn { row, queries } => {
             for (row, queries) in (*row..).zip(queries.chunks_mut(q.cols)) {
                 let (cos, sin) = rope.row(row);
@@ -410,22 +409,27 @@ pub(super) fn rotate_and_store(
             }
         }
         Before::Store(part) => {
-            backend.with_worker(thread, |s| {
-                s.row.resize(dim, 0.0);
-                for &row in &order[part.slots.clone()] {
-                    let (row, columns) = (row as usize, part.head * dim..(part.head + 1) * dim);
-                    s.row.copy_from_slice(&k.row(row)[columns.clone()]);
-                    let (cos, sin) = rope.row(row);
-                    isa.rotate(cos, sin, &mut s.row);
-                    isa.store_kv(part, slots[row] as usize, &s.row, &v.row(row)[columns]);
+            let (mut usual, mut long) = ([0.0; 256], Vec::new());
+            let key = match usual.get_mut(..dim) {
+                Some(key) => key,
+                None => {
+                    long.resize(dim, 0.0);
+                    &mut long[..]
                 }
-            });
+            };
+            for &row in &order[part.slots.clone()] {
+                let (row, columns) = (row as usize, part.head * dim..(part.head + 1) * dim);
+                key.copy_from_slice(&k.row(row)[columns.clone()]);
+                let (cos, sin) = rope.row(row);
+                isa.rotate(cos, sin, key);
+                isa.store_kv(part, slots[row] as usize, key, &v.row(row)[columns]);
+            }
         }
     };
     match slots.len() {
         // Not worth waking the others for.
         1 => items.iter_mut().for_each(|item| work(0, item)),
-        _ => backend.pool.for_each(&mut items, work),
+        _ => backend.pool.for_each(pool::items(&mut items), work),
     }
 }
 

@@ -6,6 +6,8 @@ pub mod aarch64;
 mod attention;
 mod bitlinear;
 pub mod floats;
+pub mod head;
+mod input;
 pub mod isa;
 pub mod level;
 pub mod packed;
@@ -20,34 +22,33 @@ pub mod topology;
 pub mod x86;
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::activation::QuantizedRows;
 use crate::backend::{Backend, Gated, Norm, Span};
 use crate::dense::DenseMatrix;
+use crate::head::{HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
 use crate::scalar::attention::Partials;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
 pub use bitlinear::CpuTernary;
 use bitlinear::Part;
+pub use head::CpuHead;
+use head::split::SplitRows;
+use input::{Input, OwnInput, SharedInput};
 use isa::Isa;
 use packed::{PANEL_ROWS, PackedTernary};
-use pool::{Stripe, ThreadPool, stripes};
+use pool::{Chain, Either, Stripe, ThreadPool, chunks, stripes};
 
 /// Panels that a thread takes at a time at most: with 2560 columns 160 KB, which stay in its cache while tokens go by.
 const MAX_PANELS: usize = 16;
 /// Tokens whose integer sums a thread holds at a time.
 const TOKEN_BLOCK: usize = 48;
-/// Rows of the head that a thread takes at a time.
-const HEAD_ROWS: usize = 64;
 
 /// Computes on the processor with the threads of one pool.
 pub struct CpuBackend {
     isa: Isa,
     pool: ThreadPool,
-    workers: Vec<Mutex<WorkerScratch>>,
     packed: AtomicUsize,
 }
 
@@ -58,6 +59,7 @@ struct WorkerScratch {
     floats: Vec<f32>,
     row: Vec<f32>,
     attention: attention::Scratch,
+    input: OwnInput,
 }
 
 /// Floats `[rows, cols]`.
@@ -85,21 +87,28 @@ impl Matrix {
 /// Working memory of the operations.
 #[derive(Default)]
 pub struct CpuScratch {
-    quantized: QuantizedRows,
+    input: SharedInput,
     normed: Matrix,
     partials: Vec<Partials>,
+    split: SplitRows,
+    workers: Vec<WorkerScratch>,
 }
 
 impl CpuBackend {
-    /// Starts `threads` compute threads (the caller is the first of them) that use the instructions of `isa`.
+    /// Starts `threads` compute threads (the caller is the first of them) that use the instructions of `isa`; at most as
+    /// many as this process may have processors, since more of them only take turns: measured, 8 on 2 processors lose 37 %.
     ///
     /// # Errors
     /// If the system refuses a thread.
     pub fn new(isa: Isa, threads: usize) -> std::io::Result<Self> {
-        let threads = threads.max(1);
-        tracing::debug!(simd = isa.name(), threads, "SIMD level chosen");
-        let workers = (0..threads).map(|_| Mutex::default()).collect();
-        Ok(Self { isa, pool: ThreadPool::new(threads)?, workers, packed: AtomicUsize::new(0) })
+        let processors = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+        Ok(Self::with_pool(isa, ThreadPool::new(threads.min(processors))?))
+    }
+
+    /// Computes with the threads of `pool`, however many these are, and the instructions of `isa`.
+    pub fn with_pool(isa: Isa, pool: ThreadPool) -> Self {
+        tracing::debug!(simd = isa.name(), threads = pool.threads(), "SIMD level chosen");
+        Self { isa, pool, packed: AtomicUsize::new(0) }
     }
 
     /// The instruction set in use.
@@ -122,31 +131,8 @@ impl CpuBackend {
         let x = Matrix { cols: w.packed.cols(), data: x.to_vec() };
         let mut y = Matrix::default();
         y.resize(x.rows(), w.packed.rows());
-        self.project_add(&mut CpuScratch::default(), &x, None, w, &mut y);
+        self.project_add(&mut self.scratch(), &x, None, w, &mut y);
         y.data
-    }
-
-    fn with_worker<R>(&self, thread: usize, work: impl FnOnce(&mut WorkerScratch) -> R) -> R {
-        work(&mut self.workers[thread].lock().unwrap_or_else(std::sync::PoisonError::into_inner))
-    }
-
-    /// Fills `scratch.quantized` with the int8 form of `x`, normed first if there is a norm.
-    fn quantize(&self, scratch: &mut CpuScratch, x: &Matrix, norm: Option<&Norm<Vec<f32>>>) {
-        let CpuScratch { quantized, normed, .. } = scratch;
-        quantized.resize(x.rows(), x.cols);
-        normed.resize(x.rows(), x.cols);
-        let normed_rows = normed.data.chunks_mut(x.cols.max(1));
-        let mut rows: Vec<_> =
-            x.data.chunks(x.cols.max(1)).zip(normed_rows).zip(quantized.rows_mut()).collect();
-        self.pool.for_each(&mut rows, |_, ((x, normed), (q, scale, sum))| {
-            (**scale, **sum) = match norm {
-                Some(norm) => {
-                    self.isa.rms_norm(x, &norm.weight, norm.eps, normed);
-                    self.isa.quantize(normed, q)
-                }
-                None => self.isa.quantize(x, q),
-            };
-        });
     }
 
     /// Columns of an output that a thread takes at a time: a few items for each thread, at most [`MAX_PANELS`] panels.
@@ -154,32 +140,34 @@ impl CpuBackend {
         let panels = rows.div_ceil(PANEL_ROWS);
         panels.div_ceil(4 * self.threads()).clamp(1, MAX_PANELS) * PANEL_ROWS
     }
+}
 
+impl WorkerScratch {
     /// `emit(t, y)` for each token: the products of its int8 row with the rows `rows` of `w`, scaled.
     fn product(
-        &self,
-        thread: usize,
+        &mut self,
+        isa: Isa,
         w: &CpuTernary,
         rows: Range<usize>,
-        x: &QuantizedRows,
+        input: &Input<'_>,
         mut emit: impl FnMut(usize, &[f32]),
     ) {
-        self.with_worker(thread, |s| {
-            for start in (0..x.rows()).step_by(TOKEN_BLOCK) {
-                let tokens = start..x.rows().min(start + TOKEN_BLOCK);
-                let part = Part { w, rows: rows.clone(), x, tokens: tokens.clone() };
-                part.compute(self.isa, &mut s.sums, &mut s.floats);
-                for (token, y) in tokens.zip(s.floats.chunks(part.width())) {
-                    emit(token, &y[..rows.len()]);
-                }
+        let x = input.rows(&mut self.input);
+        for start in (0..x.rows()).step_by(TOKEN_BLOCK) {
+            let tokens = start..x.rows().min(start + TOKEN_BLOCK);
+            let part = Part { w, rows: rows.clone(), x, tokens: tokens.clone() };
+            part.compute(isa, &mut self.sums, &mut self.floats);
+            for (token, y) in tokens.zip(self.floats.chunks(part.width())) {
+                emit(token, &y[..rows.len()]);
             }
-        });
+        }
     }
 }
 
 impl Backend for CpuBackend {
     type Ternary = CpuTernary;
     type Dense = DenseMatrix;
+    type Head = CpuHead;
     type Vector = Vec<f32>;
     type Activations = Matrix;
     type KvLayer = KvLayer;
@@ -187,11 +175,23 @@ impl Backend for CpuBackend {
 
     fn upload_ternary(&self, weights: TernaryMatrix) -> CpuTernary {
         self.packed.fetch_add(1, Ordering::Relaxed);
-        CpuTernary { packed: PackedTernary::pack(&weights), scale: weights.scale().clone() }
+        CpuTernary {
+            packed: PackedTernary::pack(&weights, packed::Packing::TwoBits),
+            scale: weights.scale().clone(),
+        }
     }
 
     fn upload_dense(&self, weights: DenseMatrix) -> DenseMatrix {
         weights
+    }
+
+    fn upload_head(
+        &self,
+        weights: DenseMatrix,
+        form: HeadType,
+        taken: &(dyn Fn(Range<usize>) + Sync),
+    ) -> Result<CpuHead, InvalidHead> {
+        self.make_head(weights, form, taken)
     }
 
     fn upload_vector(&self, weights: Vec<f32>) -> Vec<f32> {
@@ -207,7 +207,9 @@ impl Backend for CpuBackend {
     }
 
     fn scratch(&self) -> CpuScratch {
-        CpuScratch::default()
+        let mut scratch = CpuScratch::default();
+        scratch.workers.resize_with(self.threads(), WorkerScratch::default);
+        scratch
     }
 
     fn download(&self, x: &Matrix) -> Vec<f32> {
@@ -216,8 +218,9 @@ impl Backend for CpuBackend {
 
     fn embed(&self, table: &DenseMatrix, ids: &[u32], out: &mut Matrix) {
         out.resize(ids.len(), table.cols());
-        let mut rows: Vec<_> = ids.iter().zip(out.data.chunks_mut(table.cols())).collect();
-        self.pool.for_each(&mut rows, |_, (id, out)| table.dequantize_row(**id as usize, out));
+        self.pool.for_each(chunks(&mut out.data, table.cols()), |row, out| {
+            table.dequantize_row(ids[row] as usize, out);
+        });
     }
 
     fn project(
@@ -225,21 +228,23 @@ impl Backend for CpuBackend {
         scratch: &mut CpuScratch,
         x: &Matrix,
         norm: &Norm<Vec<f32>>,
-        parts: &mut [(&CpuTernary, &mut Matrix)],
+        parts: [(&CpuTernary, &mut Matrix); 3],
     ) {
-        self.quantize(scratch, x, Some(norm));
-        let quantized = &scratch.quantized;
-        let mut items: Vec<(&CpuTernary, Stripe<'_>)> = Vec::new();
+        let input = scratch.input.prepare(self.isa, &self.pool, x, Some(norm));
         let total = parts.iter().map(|(w, _)| w.packed.rows()).sum();
-        for (w, out) in parts {
+        let weights = parts.each_ref().map(|(w, _)| *w);
+        let [q, k, v] = parts.map(|(w, out)| {
             out.resize(x.rows(), w.packed.rows());
-            items.extend(
-                stripes(&mut out.data, w.packed.rows(), self.stripe_width(total))
-                    .map(|stripe| (*w, stripe)),
-            );
-        }
-        self.pool.for_each(&mut items, |thread, (w, stripe)| {
-            self.product(thread, w, stripe.columns(), quantized, |token, y| {
+            stripes(&mut out.data, w.packed.rows(), self.stripe_width(total))
+        });
+        let all = Chain(Chain(q, k), v);
+        self.pool.for_each_with(&mut scratch.workers, all, |worker, _, part| {
+            let (w, mut stripe) = match part {
+                Either::First(Either::First(q)) => (weights[0], q),
+                Either::First(Either::Second(k)) => (weights[1], k),
+                Either::Second(v) => (weights[2], v),
+            };
+            worker.product(self.isa, w, stripe.columns(), &input, |token, y| {
                 stripe.row(token).copy_from_slice(y);
             });
         });
@@ -253,12 +258,11 @@ impl Backend for CpuBackend {
         w: &CpuTernary,
         y: &mut Matrix,
     ) {
-        self.quantize(scratch, x, norm);
-        let quantized = &scratch.quantized;
-        let mut items: Vec<_> =
-            stripes(&mut y.data, w.packed.rows(), self.stripe_width(w.packed.rows())).collect();
-        self.pool.for_each(&mut items, |thread, stripe| {
-            self.product(thread, w, stripe.columns(), quantized, |token, y| {
+        let input = scratch.input.prepare(self.isa, &self.pool, x, norm);
+        let width = w.packed.rows();
+        let parts = stripes(&mut y.data, width, self.stripe_width(width));
+        self.pool.for_each_with(&mut scratch.workers, parts, |worker, _, mut stripe| {
+            worker.product(self.isa, w, stripe.columns(), &input, |token, y| {
                 self.isa.add(y, stripe.row(token));
             });
         });
@@ -272,16 +276,15 @@ impl Backend for CpuBackend {
         weights: Gated<'_, Self>,
         out: &mut Matrix,
     ) {
-        self.quantize(scratch, x, Some(norm));
-        let quantized = &scratch.quantized;
+        let input = scratch.input.prepare(self.isa, &self.pool, x, Some(norm));
         let width = weights.gate.packed.rows();
         out.resize(x.rows(), width);
-        let mut items: Vec<_> = stripes(&mut out.data, width, self.stripe_width(width)).collect();
-        self.pool.for_each(&mut items, |thread, stripe| {
-            self.product(thread, weights.gate, stripe.columns(), quantized, |token, gate| {
+        let parts = stripes(&mut out.data, width, self.stripe_width(width));
+        self.pool.for_each_with(&mut scratch.workers, parts, |worker, _, mut stripe| {
+            worker.product(self.isa, weights.gate, stripe.columns(), &input, |token, gate| {
                 stripe.row(token).copy_from_slice(gate);
             });
-            self.product(thread, weights.up, stripe.columns(), quantized, |token, up| {
+            worker.product(self.isa, weights.up, stripe.columns(), &input, |token, up| {
                 self.isa.gate(weights.activation, up, stripe.row(token));
             });
         });
@@ -307,7 +310,8 @@ impl Backend for CpuBackend {
         spans: &[Span],
         out: &mut Matrix,
     ) {
-        attention::attention(self, &mut scratch.partials, q, kv, spans, out);
+        let CpuScratch { workers, partials, .. } = scratch;
+        attention::attention(self, workers, partials, q, kv, spans, out);
     }
 
     fn logits(
@@ -316,31 +320,10 @@ impl Backend for CpuBackend {
         x: &Matrix,
         rows: &[usize],
         norm: &Norm<Vec<f32>>,
-        head: &DenseMatrix,
+        head: &CpuHead,
         out: &mut Vec<f32>,
     ) {
-        let normed = &mut scratch.normed;
-        normed.resize(rows.len(), x.cols);
-        for (&row, y) in rows.iter().zip(normed.data.chunks_mut(x.cols)) {
-            self.isa.rms_norm(x.row(row), &norm.weight, norm.eps, y);
-        }
-        let normed = &*normed;
-        out.clear();
-        out.resize(rows.len() * head.rows(), 0.0);
-        if rows.is_empty() {
-            return;
-        }
-        let mut items: Vec<_> = stripes(out, head.rows(), HEAD_ROWS).collect();
-        self.pool.for_each(&mut items, |thread, stripe| {
-            self.with_worker(thread, |s| {
-                let columns = stripe.columns();
-                s.floats.resize(rows.len() * columns.len(), 0.0);
-                self.isa.logits(head, columns.clone(), &normed.data, &mut s.row, &mut s.floats);
-                for (token, y) in s.floats.chunks(columns.len()).enumerate() {
-                    stripe.row(token).copy_from_slice(y);
-                }
-            });
-        });
+        self.head_logits(scratch, x, rows, norm, head, out);
     }
 }
 

@@ -1,21 +1,30 @@
 //! The compute threads: named, started once, parked when idle.
 //!
-//! Work is a slice of items; each is handed, exclusively, to one thread. That and [`stripes`], which cuts a matrix into
-//! columns that several threads may write at once, are the only ways in, so the code that computes stays safe.
+//! A job is data that falls into parts ([`Split`]). Each thread first works through its own run of neighbouring parts, so
+//! that its share of a matrix is one stream from memory, then helps the others with theirs. A thread that the system
+//! does not run takes no part, and nobody waits for it: only parts that were begun are waited for. That keeps more
+//! threads than processors, and several engines in one process, from standing still.
 #![expect(
     unsafe_code,
-    reason = "items of one slice, and stripes of one matrix, go to different threads"
+    reason = "parts of one matrix go to different threads, and a job outlives no call"
 )]
 
+mod split;
+
 use std::cell::UnsafeCell;
-use std::marker::PhantomData;
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// Turns of the waiting loop before a thread sleeps: some 20 to 50 µs, longer than the gap between two operations of a step.
-const SPINS: u32 = 2_000;
+pub use split::{
+    Chain, Chunks, Either, Items, Split, Stripe, Stripes, chunks, each, items, stripes,
+};
+
+/// Turns of the first waiting loop, a few microseconds: longer than the gap between two operations of a step.
+const SPINS: u32 = 200;
+/// How long a thread then lets others run between looks before it parks: longer than the gap between two steps.
+const YIELD_TIME: Duration = Duration::from_micros(200);
 
 /// A fixed number of compute threads, the caller among them.
 pub struct ThreadPool {
@@ -25,23 +34,39 @@ pub struct ThreadPool {
     caller: Mutex<()>,
 }
 
-/// A job: called once on every thread with the thread's number.
+/// A job: called once at most on every thread, with the thread's number.
 type Job<'a> = dyn Fn(usize) + Sync + 'a;
 
+/// Alone on its cache lines (two, because processors fetch them in pairs).
+#[repr(align(128))]
+struct Padded<T>(T);
+
 struct Shared {
-    /// Counts jobs; a change tells workers that `job` holds a new one.
-    epoch: AtomicUsize,
+    /// The number of the job ([`EPOCH`]), whether it may be begun ([`OPEN`]), and how many workers are in it.
+    state: Padded<AtomicU64>,
     job: UnsafeCell<Option<*const Job<'static>>>,
-    /// Workers that have not finished the current job.
-    pending: AtomicUsize,
+    /// The next part of each thread's run.
+    cursors: Box<[Padded<AtomicUsize>]>,
     panicked: AtomicBool,
     stop: AtomicBool,
-    sleepers: Mutex<usize>,
+    /// Workers that are parked or about to be.
+    parked: AtomicU32,
+    /// The caller waits for the last worker to leave.
+    caller_parked: AtomicBool,
+    park: Mutex<()>,
     wake: Condvar,
+    wake_caller: Condvar,
 }
 
-// SAFETY: `job` is written only by the thread that holds `caller`, while `pending` is 0, which is when no worker reads it;
-// the pointee is `Sync`. Everything else is atomics and locks.
+/// The lowest bit of the job's number.
+const EPOCH: u64 = 1 << 32;
+/// Set while workers may begin the job.
+const OPEN: u64 = 1 << 31;
+/// The workers in the job.
+const ACTIVE: u64 = OPEN - 1;
+
+// SAFETY: `job` is written only by the thread that holds `caller`, while the state is not open and no worker is active,
+// which is when no worker reads it; the pointee is `Sync`. Everything else is atomics and locks.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer may move between threads because the pointee is `Sync`.
 unsafe impl Send for Shared {}
@@ -51,19 +76,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl ThreadPool {
-    /// Starts `threads - 1` workers, named `bitnet-w01` and up; the thread that calls [`ThreadPool::for_each`] is the first.
+    /// Starts `threads - 1` workers, named `bitnet-w01` and up; the thread that hands in a job is the first.
     ///
     /// # Errors
     /// If the system refuses a thread.
     pub fn new(threads: usize) -> std::io::Result<Self> {
+        let threads = threads.max(1);
         let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
+            state: Padded(AtomicU64::new(0)),
             job: UnsafeCell::new(None),
-            pending: AtomicUsize::new(0),
+            cursors: (0..threads).map(|_| Padded(AtomicUsize::new(0))).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            sleepers: Mutex::new(0),
+            parked: AtomicU32::new(0),
+            caller_parked: AtomicBool::new(false),
+            park: Mutex::new(()),
             wake: Condvar::new(),
+            wake_caller: Condvar::new(),
         });
         let mut pool = Self { shared, workers: Vec::new(), caller: Mutex::new(()) };
         for index in 1..threads {
@@ -80,49 +109,70 @@ impl ThreadPool {
         self.workers.len() + 1
     }
 
-    /// Calls `work(thread, item)` once for every item, on any thread, and returns when all are done.
+    /// Calls `work(index, part)` once for every part, on any thread, and returns when all are done.
     ///
     /// # Panics
     /// If `work` does.
-    pub fn for_each<T: Send>(&self, items: &mut [T], work: impl Fn(usize, &mut T) + Sync) {
-        if self.workers.is_empty() || items.len() <= 1 {
-            items.iter_mut().for_each(|item| work(0, item));
+    pub fn for_each<S: Split>(&self, parts: S, work: impl Fn(usize, S::Part) + Sync) {
+        let mut nothing = vec![(); self.threads()]; // takes no memory
+        self.for_each_with(&mut nothing, parts, |(), index, part| work(index, part));
+    }
+
+    /// Calls `work(memory, index, part)` once for every part, with the working memory of the thread that it runs on.
+    ///
+    /// # Panics
+    /// If `work` does, or there is not working memory for each thread.
+    pub fn for_each_with<M: Send, S: Split>(
+        &self,
+        memory: &mut [M],
+        parts: S,
+        work: impl Fn(&mut M, usize, S::Part) + Sync,
+    ) {
+        let (threads, count) = (self.threads(), parts.parts());
+        assert!(memory.len() >= threads, "every thread has working memory");
+        if threads == 1 || count <= 1 {
+            for index in 0..count {
+                // SAFETY: each index occurs once, and is in bounds.
+                work(&mut memory[0], index, unsafe { parts.part(index) });
+            }
             return;
         }
-        let (next, all) =
-            (AtomicUsize::new(0), Items { first: items.as_mut_ptr(), _items: PhantomData });
-        let count = items.len();
+        let _one_at_a_time = lock(&self.caller);
+        let start_of = |thread: usize| count * thread / threads;
+        let cursors = &self.shared.cursors;
+        for (thread, cursor) in cursors.iter().enumerate() {
+            cursor.0.store(start_of(thread), Ordering::Relaxed);
+        }
+        let memory = items(memory);
         self.run(&|thread| {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= count {
-                    return;
+            // SAFETY: `thread` is less than `threads`, and `run` calls this once for each thread at most.
+            let memory = unsafe { memory.part(thread) };
+            for owner in (thread..threads).chain(0..thread) {
+                let (cursor, end) = (&cursors[owner].0, start_of(owner + 1));
+                while cursor.load(Ordering::Relaxed) < end {
+                    let index = cursor.fetch_add(1, Ordering::Relaxed);
+                    if index >= end {
+                        break;
+                    }
+                    // SAFETY: `index` is in bounds, and the cursor of its run gives it to one thread, once. `parts` lives
+                    // until `run` returns, when all threads have left the job.
+                    work(&mut *memory, index, unsafe { parts.part(index) });
                 }
-                // SAFETY: `index` is in bounds, and the counter gives each index to one thread only, so this is the sole
-                // reference to the item; `items` is borrowed exclusively until `run` returns, when all threads are done.
-                work(thread, unsafe { all.get(index) });
             }
         });
     }
 
+    /// Calls `job` here and on every worker that comes in time, and returns when all that came have left.
     fn run(&self, job: &Job<'_>) {
-        let _one_at_a_time = lock(&self.caller);
         let shared = &*self.shared;
-        // SAFETY: this only erases the lifetime. Workers use the job between the change of `epoch` and their decrement
-        // of `pending`, and `finish` below waits for all of these even if `job` panics here.
+        // SAFETY: this only erases the lifetime. Workers use the job between entering and leaving it; `Finish` keeps others
+        // from entering and waits until all have left, even if `job` panics here.
         let erased = unsafe {
             std::mem::transmute::<*const Job<'_>, *const Job<'static>>(std::ptr::from_ref(job))
         };
-        // SAFETY: `pending` is 0 (the last `run` waited for it), so no worker reads `job`; `caller` excludes other writers.
+        // SAFETY: the last job is closed and was left by all, so no worker reads `job`; `caller` excludes other writers.
         unsafe { *shared.job.get() = Some(erased) };
-        shared.pending.store(self.workers.len(), Ordering::Relaxed);
-        {
-            let sleepers = lock(&shared.sleepers); // a worker checks `epoch` under this lock before it sleeps
-            shared.epoch.fetch_add(1, Ordering::Release);
-            if *sleepers > 0 {
-                shared.wake.notify_all();
-            }
-        }
+        shared.open();
         let finish = Finish(shared);
         job(0);
         drop(finish);
@@ -135,10 +185,9 @@ impl ThreadPool {
 
 impl Drop for ThreadPool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::SeqCst);
         {
-            let _sleepers = lock(&self.shared.sleepers);
-            self.shared.epoch.fetch_add(1, Ordering::Release);
+            let _park = lock(&self.shared.park);
             self.shared.wake.notify_all();
         }
         for worker in self.workers.drain(..) {
@@ -147,211 +196,131 @@ impl Drop for ThreadPool {
     }
 }
 
-/// Waits for all workers when it goes out of scope, also while the caller unwinds.
+/// Closes the job and waits until all workers have left it when it goes out of scope, also while the caller unwinds.
 struct Finish<'a>(&'a Shared);
 
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
-        let mut turns = 0;
-        while self.0.pending.load(Ordering::Acquire) > 0 {
-            turns += 1;
-            if turns < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+        let shared = self.0;
+        let mut state = shared.state.0.fetch_and(!OPEN, Ordering::AcqRel) & !OPEN;
+        let left = |state: u64| state & ACTIVE == 0;
+        if left(state) || wait_until(|| left(shared.state.0.load(Ordering::Acquire))) {
+            return;
         }
+        let mut park = lock(&shared.park);
+        shared.caller_parked.store(true, Ordering::SeqCst);
+        loop {
+            state = shared.state.0.load(Ordering::SeqCst);
+            if left(state) {
+                break;
+            }
+            park = shared.wake_caller.wait(park).unwrap_or_else(PoisonError::into_inner);
+        }
+        shared.caller_parked.store(false, Ordering::SeqCst);
     }
+}
+
+/// Spins, then lets other threads run, until `done` or for [`YIELD_TIME`]; returns whether it was done.
+fn wait_until(done: impl Fn() -> bool) -> bool {
+    for _ in 0..SPINS {
+        if done() {
+            return true;
+        }
+        std::hint::spin_loop();
+    }
+    let begin = Instant::now();
+    while begin.elapsed() < YIELD_TIME {
+        if done() {
+            return true;
+        }
+        // If there are more threads than processors, this lets the ones work that the others wait for.
+        std::thread::yield_now();
+    }
+    done()
 }
 
 impl Shared {
+    /// Makes the next job known.
+    fn open(&self) {
+        let state = self.state.0.load(Ordering::Relaxed);
+        // A worker counts itself as parked before it looks at the state for the last time, and here it is the other way
+        // around: with sequentially consistent order one of the two sees the other.
+        self.state.0.store((state & !(EPOCH - 1)).wrapping_add(EPOCH) | OPEN, Ordering::SeqCst);
+        if self.parked.load(Ordering::SeqCst) > 0 {
+            let _park = lock(&self.park);
+            self.wake.notify_all();
+        }
+    }
+
+    /// A worker's life.
     fn work(&self, index: usize) {
-        let mut seen = 0;
-        loop {
-            seen = self.wait(seen);
-            if self.stop.load(Ordering::Relaxed) {
-                return;
-            }
-            // SAFETY: `epoch` changed (acquired in `wait`), so `run` has written `job` and will not write or drop it before
-            // this worker decrements `pending`.
-            let job = unsafe { &*(*self.job.get()).expect("an epoch brings a job") };
-            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(index))).is_err() {
+        let mut done = 0;
+        while let Some(epoch) = self.enter(done) {
+            done = epoch;
+            // SAFETY: this worker is counted in an open job, so the caller keeps the job alive, and `job` unchanged, until
+            // the worker has left.
+            let job = unsafe { (*self.job.get()).map(|job| &*job) };
+            let run = || job.into_iter().for_each(|job| job(index));
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
-            self.pending.fetch_sub(1, Ordering::Release);
+            self.leave();
         }
     }
 
-    /// Waits until the epoch is another than `seen`, spinning first.
-    fn wait(&self, seen: usize) -> usize {
-        for _ in 0..SPINS {
-            let epoch = self.epoch.load(Ordering::Acquire);
-            if epoch != seen {
-                return epoch;
-            }
-            std::hint::spin_loop();
-        }
-        let mut sleepers = lock(&self.sleepers);
+    /// Waits for a job other than `done` and enters it. None if the pool is dropped.
+    fn enter(&self, done: u64) -> Option<u64> {
         loop {
-            let epoch = self.epoch.load(Ordering::Acquire);
-            if epoch != seen {
-                return epoch;
+            if wait_until(|| self.is_news(done)) || self.park(done) {
+                let state = self.state.0.load(Ordering::Acquire);
+                if self.stop.load(Ordering::Relaxed) {
+                    return None;
+                }
+                if !enterable(state, done) {
+                    continue;
+                }
+                let entered = self.state.0.compare_exchange(
+                    state,
+                    state + 1,
+                    Ordering::AcqRel,
+                    Ordering::Relaxed,
+                );
+                if entered.is_ok() {
+                    return Some(state / EPOCH);
+                }
             }
-            *sleepers += 1;
-            sleepers = self.wake.wait(sleepers).unwrap_or_else(PoisonError::into_inner);
-            *sleepers -= 1;
+        }
+    }
+
+    fn is_news(&self, done: u64) -> bool {
+        enterable(self.state.0.load(Ordering::SeqCst), done) || self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Sleeps until there is a job to enter, or the pool is dropped.
+    fn park(&self, done: u64) -> bool {
+        let mut park = lock(&self.park);
+        self.parked.fetch_add(1, Ordering::SeqCst);
+        while !self.is_news(done) {
+            park = self.wake.wait(park).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.parked.fetch_sub(1, Ordering::SeqCst);
+        true
+    }
+
+    fn leave(&self) {
+        let state = self.state.0.fetch_sub(1, Ordering::SeqCst) - 1;
+        let last = state & (OPEN | ACTIVE) == 0;
+        if last && self.caller_parked.load(Ordering::SeqCst) {
+            let _park = lock(&self.park);
+            self.wake_caller.notify_one();
         }
     }
 }
 
-/// The items of a slice, to be given out by index.
-struct Items<'a, T> {
-    first: *mut T,
-    _items: PhantomData<&'a mut [T]>,
-}
-
-// SAFETY: each item is used by one thread only (see `for_each`), and `T: Send` allows that.
-unsafe impl<T: Send> Sync for Items<'_, T> {}
-
-impl<T> Items<'_, T> {
-    /// # Safety
-    /// `index` is in bounds, and no other reference to that item exists.
-    #[expect(clippy::mut_from_ref, reason = "exclusive by the caller's promise")]
-    unsafe fn get(&self, index: usize) -> &mut T {
-        // SAFETY: as promised by the caller.
-        unsafe { &mut *self.first.add(index) }
-    }
-}
-
-/// Some columns of a row-major matrix, writable while other threads write other columns.
-pub struct Stripe<'a> {
-    first: *mut f32,
-    width: usize,
-    rows: usize,
-    columns: Range<usize>,
-    _matrix: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: a stripe is an exclusive borrow of its columns: `stripes` makes them disjoint.
-unsafe impl Send for Stripe<'_> {}
-
-impl Stripe<'_> {
-    /// Which columns of the matrix these are.
-    pub fn columns(&self) -> Range<usize> {
-        self.columns.clone()
-    }
-
-    /// Rows of the matrix.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// This stripe's part of one row.
-    pub fn row(&mut self, row: usize) -> &mut [f32] {
-        assert!(row < self.rows);
-        // SAFETY: `stripes` checked that the matrix has `rows × width` elements and that `columns` end at `width` at most, so
-        // the range lies within it; no other stripe has these columns, and `&mut self` excludes a second slice from this one.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                self.first.add(row * self.width + self.columns.start),
-                self.columns.len(),
-            )
-        }
-    }
-}
-
-/// Cuts a row-major matrix `[rows, width]` into stripes of `columns` columns; the last may be narrower.
-///
-/// # Panics
-/// If `matrix` is not a whole number of rows or `columns` is 0.
-pub fn stripes(
-    matrix: &mut [f32],
-    width: usize,
-    columns: usize,
-) -> impl Iterator<Item = Stripe<'_>> {
-    assert!(width > 0 && matrix.len().is_multiple_of(width));
-    let (first, rows) = (matrix.as_mut_ptr(), matrix.len() / width);
-    (0..width).step_by(columns).map(move |start| Stripe {
-        first,
-        width,
-        rows,
-        columns: start..width.min(start + columns),
-        _matrix: PhantomData,
-    })
+/// Whether a job may be begun that is not `done`.
+fn enterable(state: u64, done: u64) -> bool {
+    state & OPEN != 0 && state / EPOCH != done
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_item_is_visited_once_by_any_number_of_threads() {
-        for threads in 1..=5 {
-            let pool = ThreadPool::new(threads).unwrap();
-            for count in [0, 1, 2, 3, 100] {
-                let mut items = vec![0; count];
-                for _ in 0..50 {
-                    pool.for_each(&mut items, |thread, item| {
-                        assert!(thread < threads);
-                        *item += 1;
-                    });
-                }
-                assert_eq!(items, vec![50; count]);
-            }
-        }
-    }
-
-    #[test]
-    fn workers_sleep_and_wake_again() {
-        let pool = ThreadPool::new(3).unwrap();
-        for _ in 0..3 {
-            std::thread::sleep(std::time::Duration::from_millis(20));
-            let mut items = [0; 64];
-            pool.for_each(&mut items, |_, item| *item = 1);
-            assert_eq!(items, [1; 64]);
-        }
-    }
-
-    #[test]
-    fn several_callers_take_turns() {
-        let pool = ThreadPool::new(2).unwrap();
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..200 {
-                        let mut items = [1; 10];
-                        pool.for_each(&mut items, |_, item| *item += 1);
-                        assert_eq!(items, [2; 10]);
-                    }
-                });
-            }
-        });
-    }
-
-    #[test]
-    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
-        let pool = ThreadPool::new(3).unwrap();
-        let mut items: Vec<usize> = (0..100).collect();
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            pool.for_each(&mut items, |_, item| assert!(*item != 50, "expected by the test"));
-        }));
-        assert!(result.is_err());
-        pool.for_each(&mut items, |_, item| *item = 7);
-        assert_eq!(items, vec![7; 100]);
-    }
-
-    #[test]
-    fn stripes_cover_a_matrix_without_overlap() {
-        let mut matrix = vec![0.0; 3 * 10];
-        let pool = ThreadPool::new(2).unwrap();
-        let mut all: Vec<_> = stripes(&mut matrix, 10, 4).collect();
-        assert_eq!(all.iter().map(Stripe::columns).collect::<Vec<_>>(), [0..4, 4..8, 8..10]);
-        pool.for_each(&mut all, |_, stripe| {
-            let start = stripe.columns().start;
-            for row in 0..3 {
-                stripe
-                    .row(row)
-                    .iter_mut()
-                    .enumerate()
-                    .for_each(|(i, x)| *x += (10 * row + start + i) as f32);
-            }
-        });
-        assert!(matrix.iter().enumerate().all(|(i, &x)| x == i as f32));
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::isa::Isa;
-use super::pool::ThreadPool;
+use super::pool::{ThreadPool, items};
 
 /// Words that a thread reads before it takes the next ones: 4 MiB, which one sequential stream goes through.
 const WORDS_AT_ONCE: usize = 512 << 10;
@@ -42,7 +42,7 @@ impl ReadProbe {
         let mut pieces: Vec<&[u64]> = self.words.chunks(WORDS_AT_ONCE).collect();
         let mut pass = || {
             let begin = Instant::now();
-            pool.for_each(&mut pieces, |_, words| read(words));
+            pool.for_each(items(&mut pieces), |_, words| read(words));
             size_of_val(&*self.words) as f64 / begin.elapsed().as_secs_f64()
         };
         pass(); // wakes the threads
@@ -64,7 +64,7 @@ pub fn multiply_adds(isa: Isa, threads: usize, time: Duration) -> std::io::Resul
     let mut counts = vec![0; threads];
     let mut turn = |rounds: usize| {
         let begin = Instant::now();
-        pool.for_each(&mut counts, |_, count| *count = isa.spin(rounds));
+        pool.for_each(items(&mut counts), |_, count| *count = isa.spin(rounds));
         counts.iter().sum::<usize>() as f64 / begin.elapsed().as_secs_f64()
     };
     // A turn of a millisecond: long beside the wake-up of threads, short beside what interrupts them.

@@ -26,8 +26,7 @@ pub struct Model<B: Backend> {
     embed_tokens: B::Dense,
     layers: Vec<Layer<B>>,
     norm: Norm<B::Vector>,
-    /// None if the head is the embedding table.
-    lm_head: Option<B::Dense>,
+    lm_head: B::Head,
     inverse_frequencies: Vec<f32>,
 }
 
@@ -149,22 +148,21 @@ impl<B: Backend> Model<B> {
             );
         }
         observe(Point::Hidden(self.layers.len()), &scratch.hidden);
-        let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
         self.backend.logits(
             &mut scratch.operations,
             &scratch.hidden,
             &batch.outputs,
             &self.norm,
-            head,
+            &self.lm_head,
             &mut scratch.logits,
         );
         &scratch.logits
     }
 
     fn attention(&self, layer: &Layer<B>, batch: &Batch, kv: &mut B::KvLayer, s: &mut Scratch<B>) {
-        let mut parts =
+        let parts =
             [(&layer.q_proj, &mut s.q), (&layer.k_proj, &mut s.k), (&layer.v_proj, &mut s.v)];
-        self.backend.project(&mut s.operations, &s.hidden, &layer.input_layernorm, &mut parts);
+        self.backend.project(&mut s.operations, &s.hidden, &layer.input_layernorm, parts);
         self.backend.rotate_and_store(&s.rope, &batch.slots, &mut s.q, &mut s.k, &s.v, kv);
         self.backend.attention(&mut s.operations, &s.q, kv, &batch.spans, &mut s.attention);
     }

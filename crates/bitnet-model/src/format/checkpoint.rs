@@ -1,14 +1,20 @@
 //! A model's files, opened and checked: every tensor that the architecture needs is there once, in its shape and readable.
 
 mod check;
+mod finite;
 mod read;
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
-use bitnet_kernels::{dense::DenseMatrix, ternary::TernaryMatrix};
+use bitnet_kernels::{
+    dense::DenseMatrix,
+    head::{HeadType, InvalidHead},
+    ternary::TernaryMatrix,
+};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
@@ -211,11 +217,11 @@ impl Checkpoint {
             })
     }
 
-    /// The embedding table or output head `[rows, cols]`, as it is stored; with a mapped file, in place.
+    /// The embedding table or output head `[rows, cols]`, as it is stored; with a mapped file, in place. Ternary ones become floats.
     pub fn dense(&self, name: &str, rows: usize, cols: usize) -> Result<DenseMatrix, LoadError> {
         let tensor = self.find(name, Role::Table, &[rows, cols])?;
         let Encoding::Dense(dtype) = tensor.encoding else {
-            unreachable!("`find` has checked the encoding");
+            return self.ternary_table(tensor, rows, cols);
         };
         let data = self.read(tensor)?;
         Ok(DenseMatrix::new(rows, cols, dtype, data)
@@ -244,33 +250,57 @@ impl Checkpoint {
         }
     }
 
+    /// [`Self::release`] for some rows of a matrix that is stored row by row.
+    pub fn release_rows(&self, name: &str, rows: Range<usize>) {
+        let Some(tensor) = self.tensors.get(&format!("{name}.weight")) else { return };
+        let all = tensor.shape.first().copied().unwrap_or(0).max(1) as u64;
+        let bytes = (tensor.range.end - tensor.range.start) / all;
+        let start = tensor.range.start + rows.start as u64 * bytes;
+        let end = tensor.range.start + (rows.end as u64).min(all) * bytes;
+        self.sources[tensor.file].release(start..end);
+    }
+
+    /// What to say of a head that a backend refused.
+    pub(crate) fn invalid_head(
+        &self,
+        name: &str,
+        form: HeadType,
+        invalid: &InvalidHead,
+    ) -> LoadError {
+        let tensor = self.tensors.get(&format!("{name}.weight"));
+        let path = tensor.map_or(self.path.as_path(), |tensor| self.file_of(tensor));
+        let name = tensor.map_or(name, |tensor| &tensor.own_name);
+        match invalid {
+            InvalidHead::NotFinite { row } => not_finite(path, *row, name),
+            InvalidHead::TooWide { .. } => LoadError::Unsupported {
+                path: path.into(),
+                what: format!("an output head of {form} from tensor `{name}`"),
+                reason: invalid.to_string(),
+                help: format!("use the head as it is in the file: {}", HeadType::File),
+            },
+        }
+    }
+
     /// Reads every weight once, so that damage anywhere shows.
     pub fn verify(&self) -> Result<(), LoadError> {
+        self.check_tables(1)?;
         for (name, role, shape) in names::expected(&self.config) {
             match (role, shape.as_slice()) {
                 (Role::Linear, &[rows, cols]) => drop(self.ternary(&name, rows, cols)?),
-                (Role::Table, &[rows, cols]) => self.verify_table(&name, rows, cols)?,
+                (Role::Table, &[rows, cols]) => drop(self.dense(&name, rows, cols)?),
                 (_, shape) => drop(self.vector(&name, shape[0])?),
             }
             self.release(&name);
         }
         Ok(())
     }
-    fn verify_table(&self, name: &str, rows: usize, cols: usize) -> Result<(), LoadError> {
-        let tensor = self.find(name, Role::Table, &[rows, cols])?;
-        let matrix = self.dense(name, rows, cols)?;
-        let mut values = vec![0.0; cols];
-        for row in 0..rows {
-            matrix.dequantize_row(row, &mut values);
-            if !values.iter().all(|value| value.is_finite()) {
-                return Err(LoadError::Malformed {
-                    path: self.file_of(tensor).into(),
-                    place: format!("row {row} of tensor `{}`", tensor.own_name),
-                    found: "not all finite".into(),
-                    expected: "finite numbers".into(),
-                });
-            }
-        }
-        Ok(())
+}
+
+fn not_finite(path: &Path, row: usize, name: &str) -> LoadError {
+    LoadError::Malformed {
+        path: path.into(),
+        place: format!("row {row} of tensor `{name}`"),
+        found: "not all finite".into(),
+        expected: "finite numbers".into(),
     }
 }

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use super::*;
 use crate::backend::Backend;
+use crate::cpu::pool::ThreadPool;
 use crate::kv::KvShape;
 use crate::scalar::attention::{QUERY_MAX, WEIGHT_MAX};
 
@@ -177,7 +178,7 @@ fn every_tier_and_thread_count_gives_the_same_bits() {
             let expected = sequence.run(&scalar(), &[]);
             for &isa in Isa::available() {
                 for threads in 1..=3 {
-                    let backend = CpuBackend::new(isa, threads).unwrap();
+                    let backend = CpuBackend::with_pool(isa, ThreadPool::new(threads).unwrap());
                     let same = sequence.run(&backend, &[len - 1]) == expected;
                     assert!(same, "{:?} on {isa} with {threads} threads", sequence.shape);
                 }
@@ -250,7 +251,7 @@ fn a_batch_of_many_sequences_is_each_of_them_alone() {
         let lens = [1, 40, 300, 2];
         let shape = KvShape { pages: 10, kv_heads: 2, head_dim: dim, dtype };
         for threads in 1..=3 {
-            let backend = CpuBackend::new(Isa::best(), threads).unwrap();
+            let backend = CpuBackend::with_pool(Isa::best(), ThreadPool::new(threads).unwrap());
             let mut kv = backend.kv_layer(shape);
             let (mut spans, mut first_page, mut row) = (Vec::new(), 0, 0);
             let (mut q, mut expected) = (Vec::new(), Vec::new());

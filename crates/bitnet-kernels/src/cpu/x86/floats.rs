@@ -8,6 +8,7 @@ use crate::dense::DenseMatrix;
 use crate::kv::{KvPart, KvPartMut};
 use crate::scalar::attention::{self, Dots, Form, Partials, Quad, Row, TOGETHER, Weights};
 use crate::scalar::elementwise::{self, Activation};
+use crate::scalar::int8::{self, Split};
 use crate::scalar::{head, kv, norm, rope};
 
 macro_rules! versions {

@@ -1,0 +1,112 @@
+use std::sync::atomic::AtomicUsize;
+
+use super::*;
+
+#[test]
+fn every_part_is_visited_once_by_any_number_of_threads() {
+    for threads in 1..=5 {
+        let pool = ThreadPool::new(threads).unwrap();
+        for count in [0, 1, 2, 3, 100] {
+            let mut values = vec![0; count];
+            for _ in 0..50 {
+                pool.for_each((0..count, items(&mut values)), |index, (number, value)| {
+                    assert_eq!(index, number);
+                    *value += 1;
+                });
+            }
+            assert_eq!(values, vec![50; count]);
+        }
+    }
+}
+
+#[test]
+fn each_thread_has_memory_of_its_own() {
+    let pool = ThreadPool::new(3).unwrap();
+    let mut counts = vec![0; 3];
+    pool.for_each_with(&mut counts, 0..300, |count, _, _| *count += 1);
+    assert_eq!(counts.iter().sum::<usize>(), 300);
+}
+
+#[test]
+fn workers_park_and_wake_again() {
+    let pool = ThreadPool::new(3).unwrap();
+    for _ in 0..3 {
+        while pool.shared.parked.load(Ordering::SeqCst) < 2 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut values = [0; 64];
+        pool.for_each(items(&mut values), |_, value| *value = 1);
+        assert_eq!(values, [1; 64]);
+    }
+}
+
+#[test]
+fn several_callers_take_turns() {
+    let pool = ThreadPool::new(2).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let mut values = [1; 10];
+                    pool.for_each(items(&mut values), |_, value| *value += 1);
+                    assert_eq!(values, [2; 10]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn the_caller_waits_for_a_part_that_takes_long() {
+    let pool = ThreadPool::new(2).unwrap();
+    for _ in 0..20 {
+        let done = AtomicUsize::new(0);
+        // Either thread may get the long part; longer than the other one's patience.
+        pool.for_each(0..2, |index, _| {
+            if index == 1 {
+                std::thread::sleep(4 * YIELD_TIME);
+            }
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(done.into_inner(), 2);
+    }
+}
+
+#[test]
+fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+    let pool = ThreadPool::new(3).unwrap();
+    let mut values: Vec<usize> = (0..100).collect();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        pool.for_each(items(&mut values), |_, value| assert!(*value != 50, "expected by the test"));
+    }));
+    assert!(result.is_err());
+    pool.for_each(items(&mut values), |_, value| *value = 7);
+    assert_eq!(values, vec![7; 100]);
+}
+
+#[test]
+fn stripes_cover_a_matrix_without_overlap() {
+    let mut matrix = vec![0.0; 3 * 10];
+    let pool = ThreadPool::new(2).unwrap();
+    let expected = [0..4, 4..8, 8..10];
+    pool.for_each(stripes(&mut matrix, 10, 4), |index, mut stripe| {
+        let expected = &expected[index];
+        assert_eq!(stripe.columns(), *expected);
+        for row in 0..3 {
+            let start = 10 * row + expected.start;
+            stripe.row(row).iter_mut().enumerate().for_each(|(i, x)| *x += (start + i) as f32);
+        }
+    });
+    assert!(matrix.iter().enumerate().all(|(i, &x)| x == i as f32));
+}
+
+#[test]
+fn chunks_cover_a_slice_and_a_chain_is_one_after_the_other() {
+    let pool = ThreadPool::new(2).unwrap();
+    let (mut short, mut long) = ([0; 3], [0; 7]);
+    pool.for_each(Chain(items(&mut short), chunks(&mut long, 3)), |index, part| match part {
+        Either::First(item) => *item = index,
+        Either::Second(chunk) => chunk.fill(index),
+    });
+    assert_eq!((short, long), ([0, 1, 2], [3, 3, 3, 4, 4, 4, 5]));
+}
