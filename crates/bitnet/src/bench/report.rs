@@ -81,7 +81,7 @@ impl ModelFacts {
             ternary_weights,
             ternary_form: info.packing.packing.name().to_owned(),
             head_dtype,
-            kv_dtype: format!("{:?}", info.kv_dtype).to_lowercase(),
+            kv_dtype: info.kv_dtype.name().to_owned(),
             context_length: info.context_length,
         }
     }
