@@ -1,6 +1,7 @@
-//! What one token reads from memory.
+//! What one token reads from memory, and how many products it takes. All figures of the benchmark that count bytes come from
+//! here: a new form of weights, head or cache changes one line.
 
-use bitnet_kernels::cpu::packed::{PANEL_ROWS, Packing};
+use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_model::config::ArchConfig;
@@ -14,7 +15,7 @@ use crate::model::BitNetModel;
 /// Bytes that generating one token reads, by part. Activations stay in cache and are not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct TokenBytes {
-    /// Ternary weights as they lie in memory: two bits each, rows and columns filled up to multiples of 16.
+    /// Ternary weights as they lie in memory: rows and columns are filled up to whole blocks.
     pub ternary: u64,
     /// The output head, as it lies in memory.
     pub head: u64,
@@ -26,14 +27,27 @@ pub struct TokenBytes {
     pub context: f64,
 }
 
+/// How weights, keys and values lie in memory.
+struct Forms {
+    packing: Packing,
+    head: HeadType,
+    /// Bytes of keys and values of one token.
+    kv_bytes: usize,
+}
+
 impl TokenBytes {
     /// Of a loaded model, with `context` earlier tokens on average.
     pub fn new(model: &BitNetModel, context: f64) -> Self {
         let info = model.info();
-        Self::of_parts(model.config(), &info.bytes, info.head, info.kv_bytes_per_token, context)
+        let forms = Forms {
+            packing: info.packing.packing,
+            head: info.head,
+            kv_bytes: info.kv_bytes_per_token,
+        };
+        Self::of_parts(model.config(), &info.bytes, forms, context)
     }
 
-    /// Of a model that need not be loaded.
+    /// Of a model that need not be loaded, with two bits a weight.
     pub fn of_checkpoint(
         checkpoint: &Checkpoint,
         kv_dtype: KvType,
@@ -41,16 +55,11 @@ impl TokenBytes {
         context: f64,
     ) -> Self {
         let (config, (_, parts)) = (checkpoint.config(), info::tensors(checkpoint));
-        Self::of_parts(config, &parts, head, page_bytes(config, kv_dtype) / PAGE, context)
+        let kv_bytes = page_bytes(config, kv_dtype) / PAGE;
+        Self::of_parts(config, &parts, Forms { packing: Packing::TwoBits, head, kv_bytes }, context)
     }
 
-    fn of_parts(
-        config: &ArchConfig,
-        parts: &PartBytes,
-        head: HeadType,
-        kv_bytes: usize,
-        context: f64,
-    ) -> Self {
+    fn of_parts(config: &ArchConfig, parts: &PartBytes, forms: Forms, context: f64) -> Self {
         let stored = match config.tie_word_embeddings {
             true => parts.embedding,
             false => parts.head,
@@ -59,14 +68,19 @@ impl TokenBytes {
         Self {
             ternary: linears(config)
                 .iter()
-                .map(|&(rows, cols)| packed_bytes(rows, cols))
+                .map(|&(rows, cols)| forms.packing.matrix_bytes(rows, cols) as u64)
                 .sum::<u64>()
                 * config.num_hidden_layers as u64,
-            head: head.bytes(config.vocab_size, config.hidden_size, stored),
+            head: forms.head.bytes(config.vocab_size, config.hidden_size, stored),
             other: 4 * norm_weights(config) + embedding_row,
-            kv: (kv_bytes as f64 * context) as u64,
+            kv: (forms.kv_bytes as f64 * context) as u64,
             context,
         }
+    }
+
+    /// What a step reads that generates a token for each of `count` sequences: weights once, keys and values for each.
+    pub fn for_sequences(self, count: usize) -> Self {
+        Self { kv: self.kv * count as u64, ..self }
     }
 
     /// All parts together.
@@ -75,8 +89,8 @@ impl TokenBytes {
     }
 }
 
-/// Rows and columns of a layer's ternary matrices.
-fn linears(config: &ArchConfig) -> [(usize, usize); 7] {
+/// Rows and columns of a layer's ternary matrices: q, k, v, o, gate, up, down.
+pub(super) fn linears(config: &ArchConfig) -> [(usize, usize); 7] {
     let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
     let q = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
@@ -95,11 +109,6 @@ fn linears(config: &ArchConfig) -> [(usize, usize); 7] {
 pub fn ternary_weights(config: &ArchConfig) -> u64 {
     let layer: usize = linears(config).iter().map(|(rows, cols)| rows * cols).sum();
     (layer * config.num_hidden_layers) as u64
-}
-
-fn packed_bytes(rows: usize, cols: usize) -> u64 {
-    (rows.next_multiple_of(PANEL_ROWS) * cols.next_multiple_of(Packing::TwoBits.block_cols()) / 4)
-        as u64
 }
 
 fn norm_weights(config: &ArchConfig) -> u64 {

@@ -63,6 +63,7 @@ mod maddubs;
 #[macro_use]
 mod vnni;
 
+pub(super) mod attention;
 mod avx2;
 mod avx512;
 mod avx512_vnni;
@@ -70,6 +71,8 @@ mod avx_vnni;
 pub(super) mod floats;
 pub(super) mod head;
 mod int8;
+pub(super) mod probe;
+pub(super) mod row_major;
 mod sse41;
 mod v128;
 mod v256;
