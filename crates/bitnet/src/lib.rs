@@ -38,6 +38,7 @@ pub use bitnet_inference::{
 pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
 pub use bitnet_kernels::cpu::level::{CpuFeatures, SimdLevel};
 pub use bitnet_kernels::device::{Device, DeviceError};
+pub use bitnet_kernels::head::{HeadType, UnknownHead};
 pub use bitnet_kernels::kv::KvType;
 pub use bitnet_model::config::{ArchConfig, HiddenAct};
 pub use bitnet_model::decoder::LoadProgress;

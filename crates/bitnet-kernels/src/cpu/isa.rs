@@ -10,8 +10,10 @@ use std::sync::OnceLock;
 
 #[cfg(target_arch = "aarch64")]
 use super::aarch64::{Neon, NeonDotprod};
+use super::head::product::Int8Product;
 use super::level::{CpuFeatures, SimdLevel};
 use super::packed::PackedTernary;
+use super::pool::Stripe;
 use super::product::{Product, TileKernel};
 use super::selection::{self, Selection};
 use super::selftest::{self, WrongProduct};
@@ -188,6 +190,11 @@ impl Isa {
             (K::PANELS * super::packed::PANEL_ROWS, K::TOKENS)
         }
         with_kernel!(self, |kernel| of(kernel))
+    }
+
+    /// The logits of an int8 head, for the rows that are the columns of `out`; see [`crate::scalar::int8`].
+    pub(crate) fn int8_logits(self, product: &Int8Product<'_>, out: &mut Stripe<'_>) {
+        with_kernel!(self, |kernel| product.run(kernel, out));
     }
 
     /// Multiplies and adds in registers as fast as the tier's instructions go, and returns how many products that made.

@@ -2,6 +2,7 @@
 //! here: a new form of weights, head or cache changes one line.
 
 use bitnet_kernels::cpu::packed::{PANEL_ROWS, Packing};
+use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_model::config::ArchConfig;
 use bitnet_model::format::Checkpoint;
@@ -16,7 +17,7 @@ use crate::model::BitNetModel;
 pub struct TokenBytes {
     /// Ternary weights as they lie in memory: rows and columns are filled up to whole blocks.
     pub ternary: u64,
-    /// The output head, as it is stored.
+    /// The output head, as it lies in memory.
     pub head: u64,
     /// Norms in f32, and one row of the embedding.
     pub other: u64,
@@ -30,17 +31,28 @@ impl TokenBytes {
     /// Of a loaded model, with `context` earlier tokens on average.
     pub fn new(model: &BitNetModel, context: f64) -> Self {
         let info = model.info();
-        Self::of_parts(model.config(), &info.bytes, info.kv_bytes_per_token, context)
+        Self::of_parts(model.config(), &info.bytes, info.head, info.kv_bytes_per_token, context)
     }
 
     /// Of a model that need not be loaded.
-    pub fn of_checkpoint(checkpoint: &Checkpoint, kv_dtype: KvType, context: f64) -> Self {
+    pub fn of_checkpoint(
+        checkpoint: &Checkpoint,
+        kv_dtype: KvType,
+        head: HeadType,
+        context: f64,
+    ) -> Self {
         let (config, (_, parts)) = (checkpoint.config(), info::tensors(checkpoint));
-        Self::of_parts(config, &parts, page_bytes(config, kv_dtype) / PAGE, context)
+        Self::of_parts(config, &parts, head, page_bytes(config, kv_dtype) / PAGE, context)
     }
 
-    fn of_parts(config: &ArchConfig, parts: &PartBytes, kv_bytes: usize, context: f64) -> Self {
-        let head = match config.tie_word_embeddings {
+    fn of_parts(
+        config: &ArchConfig,
+        parts: &PartBytes,
+        head: HeadType,
+        kv_bytes: usize,
+        context: f64,
+    ) -> Self {
+        let stored = match config.tie_word_embeddings {
             true => parts.embedding,
             false => parts.head,
         };
@@ -51,7 +63,7 @@ impl TokenBytes {
                 .map(|&(rows, cols)| packed_bytes(rows, cols, PACKING))
                 .sum::<u64>()
                 * config.num_hidden_layers as u64,
-            head,
+            head: head.bytes(config.vocab_size, config.hidden_size, stored),
             other: 4 * norm_weights(config) + embedding_row,
             kv: (kv_bytes as f64 * context) as u64,
             context,

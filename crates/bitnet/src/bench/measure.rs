@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use bitnet_inference::InferenceConfig;
 use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::head::HeadType;
 
 use super::advice::Advice;
 use super::bytes::{self, TokenBytes};
@@ -238,12 +239,15 @@ fn room(config: &BenchConfig, model: &BitNetModel) -> InferenceConfig {
 
 fn facts(open: &dyn Fn() -> ModelBuilder, model: &BitNetModel) -> Result<ModelFacts, Error> {
     let checkpoint = open().checkpoint()?;
-    let head = match model.config().tie_word_embeddings {
+    let stored = match model.config().tie_word_embeddings {
         true => "model.embed_tokens.weight",
         false => "lm_head.weight",
     };
-    let head = checkpoint.tensors().find(|tensor| tensor.name == head);
-    let head_dtype = head.map_or_else(String::new, |tensor| tensor.encoding.to_owned());
+    let stored = checkpoint.tensors().find(|tensor| tensor.name == stored);
+    let head_dtype = match (model.info().head, stored) {
+        (HeadType::File, Some(tensor)) => tensor.encoding.to_owned(),
+        (head, _) => head.to_string(),
+    };
     let sha256 = match model.info().path {
         Some(_) => source::of_files(checkpoint.files()),
         #[cfg(feature = "demo-model")]
