@@ -153,7 +153,7 @@ pub fn run(args: &BenchmarkArgs, console: &Console) -> Result<()> {
 
 fn check(args: &BenchmarkArgs) -> Result<()> {
     let product = args.mode.kernel_bench || args.mode.ablation;
-    if !product && !(args.mode.shape.is_empty() && args.mode.batch.is_empty()) {
+    if !(product || args.mode.shape.is_empty() && args.mode.batch.is_empty()) {
         return Err(Failure::input("--shape and --batch are for a product, and none is measured")
             .hint("add --kernel-bench or --ablation; sequences together are --batch-sizes")
             .into());

@@ -184,17 +184,17 @@ impl Isa {
         Product { w, panels, blocks, x, tokens }.run_on(self, out);
     }
 
+    /// The logits of an int8 head, for the rows that are the columns of `out`; see [`crate::scalar::int8`].
+    pub(crate) fn int8_logits(self, product: &Int8Product<'_>, out: &mut Stripe<'_>) {
+        with_kernel!(self, |kernel| product.run(kernel, out));
+    }
+
     /// The tile that the tier's kernel computes at a time: rows and tokens at most.
     pub fn tile(self) -> (usize, usize) {
         fn of<K: TileKernel>(_: K) -> (usize, usize) {
             (K::PANELS * super::packed::PANEL_ROWS, K::TOKENS)
         }
         with_kernel!(self, |kernel| of(kernel))
-    }
-
-    /// The logits of an int8 head, for the rows that are the columns of `out`; see [`crate::scalar::int8`].
-    pub(crate) fn int8_logits(self, product: &Int8Product<'_>, out: &mut Stripe<'_>) {
-        with_kernel!(self, |kernel| product.run(kernel, out));
     }
 
     /// Multiplies and adds in registers as fast as the tier's instructions go, and returns how many products that made.
