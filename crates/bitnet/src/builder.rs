@@ -10,6 +10,7 @@ use bitnet_inference::config::Limits;
 use bitnet_inference::{EngineConfig, InferenceConfig, spawn};
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::cpu::packing::PackingChoice;
 use bitnet_kernels::device::Device;
 use bitnet_kernels::kv::PAGE;
 use bitnet_model::decoder::{LoadProgress, Model};
@@ -19,6 +20,7 @@ use bitnet_model::hub::{Hub, HubConfig, HubError, HubId};
 use bitnet_model::kv::page_bytes;
 use bitnet_model::tokenizer::Tokenizer;
 
+use crate::bench::bytes::ternary_weights;
 use crate::config::{ModelConfig, automatic_threads};
 use crate::error::Error;
 use crate::info::{self, ModelInfo};
@@ -183,9 +185,15 @@ impl ModelBuilder {
         };
         let backend =
             CpuBackend::new(isa, threads).map_err(|source| Error::Threads { threads, source })?;
-        let (backend, head) = (Arc::new(backend), self.config.head);
-        let model = Model::load(&checkpoint, backend, head, threads, &self.progress)?;
-        let info = self.info(&checkpoint, device, isa, threads, limits, begin);
+        let weights = ternary_weights(&arch);
+        let backend = backend.with_packing(match self.config.packing {
+            Some(packing) => PackingChoice::Fixed(packing),
+            None => PackingChoice::Fastest { weights },
+        });
+        let backend = Arc::new(backend);
+        let head = self.config.head;
+        let model = Model::load(&checkpoint, Arc::clone(&backend), head, threads, &self.progress)?;
+        let info = self.info(&checkpoint, device, &backend, threads, limits, begin);
         drop(checkpoint);
         let handle = spawn(Arc::new(model), &engine)?;
         tracing::info!(
@@ -203,7 +211,7 @@ impl ModelBuilder {
         &self,
         checkpoint: &Checkpoint,
         device: Device,
-        isa: Isa,
+        backend: &CpuBackend,
         threads: usize,
         limits: Limits,
         begin: Instant,
@@ -218,7 +226,8 @@ impl ModelBuilder {
             encodings,
             bytes,
             device: device.to_string(),
-            simd_level: isa.name(),
+            simd_level: backend.isa().name(),
+            packing: *backend.packing(),
             threads,
             context_length: limits.max_seq_len,
             kv_dtype,

@@ -1,5 +1,6 @@
 //! How to run a model.
 
+use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::cpu::topology::Topology;
 use bitnet_kernels::device::Device;
 use bitnet_kernels::head::HeadType;
@@ -38,6 +39,8 @@ pub struct ModelConfig {
     /// Vector instructions by the name of their level (`avx2`). None: the fastest level that gave the right results when the
     /// program started. A level that this CPU does not have is an error. Results are the same with all.
     pub simd_level: Option<String>,
+    /// How many ternary weights share a byte. None: what a short timing while loading finds faster. Results are the same.
+    pub packing: Option<Packing>,
     /// Map weight files into memory. Without it they are read into the process's own memory, which survives a file that
     /// changes or a network drive that goes away.
     ///
@@ -75,6 +78,7 @@ impl Default for ModelConfig {
             device: Device::Auto,
             threads: 0,
             simd_level: None,
+            packing: None,
             use_mmap: true,
             loading_strategy: LoadingStrategy::MemoryMap,
             max_seq_len: 0,

@@ -17,7 +17,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use split::{Chain, Chunks, Either, Items, Split, Stripe, Stripes, chunks, items, stripes};
+pub use split::{
+    Chain, Chunks, Either, Items, Split, Stripe, Stripes, chunks, each, items, stripes,
+};
 
 /// Turns of the first waiting loop, a few microseconds: longer than the gap between two operations of a step.
 const SPINS: u32 = 200;
