@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bitnet_kernels::backend::{Backend, Span};
 use bitnet_kernels::cpu::isa::Isa;
-use bitnet_kernels::cpu::probe::{ReadProbe, multiply_adds};
+use bitnet_kernels::cpu::probe::{Pages, ReadProbe, multiply_adds};
 use bitnet_kernels::cpu::{CpuBackend, Matrix};
 use bitnet_kernels::dense::{DenseMatrix, DenseType};
 use bitnet_kernels::kv::{KvLayer, KvShape, KvType, PAGE};
@@ -129,11 +129,12 @@ impl Bench {
         let layers = vec![layer; size / bytes + 1];
         let spans = [Span { rows: 0..1, start: positions - 1, pages: pages(positions) }];
         let (q, mut out) = (self.floats(HEADS, 1, 1), self.backend.activations());
-        let (mut scratch, memory) = (self.backend.scratch(), ReadProbe::new(256 << 20));
+        let (mut scratch, memory) =
+            (self.backend.scratch(), ReadProbe::new(256 << 20, Pages::Huge)?);
         let (mut turns, mut reads, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
         let (isa, threads) = (self.backend.isa(), self.backend.threads());
         for _ in 0..9 {
-            reads.extend(memory.measure(threads, Duration::from_millis(30))?);
+            reads.extend(memory.measure(threads, Duration::from_millis(30))?.rates);
             peaks.extend(multiply_adds(isa, threads, Duration::from_millis(10))?);
             if layers.len() == 1 {
                 self.backend.attention(&mut scratch, &q, &layers[0], &spans, &mut out);
