@@ -3,17 +3,21 @@
 #[cfg(target_arch = "aarch64")]
 #[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
 pub mod aarch64;
+pub mod affinity;
 mod bitlinear;
 pub mod floats;
 mod input;
 pub mod isa;
 pub mod level;
 pub mod packed;
+pub mod placement;
+pub mod plan;
 pub mod pool;
 pub mod probe;
 pub(crate) mod product;
 pub mod selection;
 mod selftest;
+mod team;
 pub mod topology;
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
@@ -21,6 +25,7 @@ pub mod x86;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use crate::backend::{Backend, Gated, Norm, Span};
 use crate::dense::DenseMatrix;
@@ -33,7 +38,9 @@ use bitlinear::Part;
 use input::{Input, OwnInput, SharedInput};
 use isa::Isa;
 use packed::{PANEL_ROWS, PackedTernary};
-use pool::{Chain, Either, Stripe, ThreadPool, chunks, stripes};
+use plan::ThreadPlan;
+use pool::{Chain, Either, PoolOptions, Stripe, ThreadPool, chunks, stripes};
+use team::Team;
 
 /// Panels that a thread takes at a time at most: with 2560 columns 160 KB, which stay in its cache while tokens go by.
 const MAX_PANELS: usize = 16;
@@ -48,6 +55,7 @@ const HEAD_ROWS: usize = 64;
 pub struct CpuBackend {
     isa: Isa,
     pool: ThreadPool,
+    team: Team,
     packed: AtomicUsize,
 }
 
@@ -102,10 +110,23 @@ impl CpuBackend {
         Ok(Self::with_pool(isa, ThreadPool::new(threads.min(processors))?))
     }
 
+    /// Starts the threads of `plan`, which use the instructions of `isa`.
+    ///
+    /// # Errors
+    /// If the system refuses a thread, or to put one in its place.
+    pub fn with_plan(isa: Isa, plan: &ThreadPlan) -> std::io::Result<Self> {
+        let options = PoolOptions { wait: plan.wait, places: plan.placement.places.clone() };
+        let pool = ThreadPool::with_options(plan.threads(), options)?;
+        let team = Team::new(plan.decode, plan.batch, plan.tune);
+        Ok(Self { team, ..Self::with_pool(isa, pool) })
+    }
+
     /// Computes with the threads of `pool`, however many these are, and the instructions of `isa`.
     pub fn with_pool(isa: Isa, pool: ThreadPool) -> Self {
-        tracing::debug!(simd = isa.name(), threads = pool.threads(), "SIMD level chosen");
-        Self { isa, pool, packed: AtomicUsize::new(0) }
+        let threads = pool.threads();
+        tracing::debug!(simd = isa.name(), threads, "SIMD level chosen");
+        let team = Team::new(threads, threads, false);
+        Self { isa, pool, team, packed: AtomicUsize::new(0) }
     }
 
     /// The instruction set in use.
@@ -194,6 +215,19 @@ impl Backend for CpuBackend {
     type Activations = Matrix;
     type KvLayer = KvLayer;
     type Scratch = CpuScratch;
+
+    fn attach(&self) -> std::io::Result<()> {
+        self.pool.attach()
+    }
+
+    fn step<R>(&self, tokens: usize, compute: impl FnOnce() -> R) -> R {
+        let threads = self.team.threads(tokens);
+        self.pool.set_team(threads);
+        let begin = Instant::now();
+        let result = compute();
+        self.team.finished(tokens, threads, begin.elapsed());
+        result
+    }
 
     fn upload_ternary(&self, weights: TernaryMatrix) -> CpuTernary {
         self.packed.fetch_add(1, Ordering::Relaxed);

@@ -6,14 +6,15 @@
 mod cgroup;
 mod parse;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Read;
 
 pub use cgroup::Quota;
-use parse::{cpu_list, number, size};
+pub use parse::cpu_list;
+use parse::{number, size};
 
 /// Longest text that is read from one file: `/proc/cpuinfo` of a machine with 4096 processors has some 6 MB.
 const MAX_TEXT: u64 = 16 << 20;
@@ -27,10 +28,14 @@ pub struct Topology {
     pub cpus: Vec<Cpu>,
     /// Numbers of the logical processors that this process may run on: its affinity mask.
     pub allowed: Vec<usize>,
+    /// What else narrowed `allowed`, such as `the CPU list`.
+    pub narrowed_by: Option<String>,
     /// Data and unified caches, from the first level up, each physical cache once.
     pub caches: Vec<Cache>,
     /// Memory nodes; a machine with one kind of memory has one.
     pub nodes: Vec<Node>,
+    /// Whether the kernel moves memory between nodes by itself.
+    pub numa_balancing: bool,
     /// The tightest limit on processor time among this process's control group and its parents.
     pub quota: Option<Quota>,
     /// What kind of virtual machine this is, if it is one.
@@ -129,8 +134,12 @@ impl Topology {
             model_name: parse::model_name(&cpuinfo),
             allowed: mask.map_or_else(|| online.clone(), |mask| common(&mask, &online)),
             cpus: online.iter().map(cpu).collect(),
+            narrowed_by: None,
             caches,
             nodes: nodes(read),
+            numa_balancing: read("/proc/sys/kernel/numa_balancing")
+                .and_then(|text| number(&text))
+                .is_some_and(|mode| mode > 0),
             quota: cgroup::quota(read),
             virtual_machine: virtual_machine(&cpuinfo, read),
             memory: read("/proc/meminfo").and_then(|text| parse::memory(&text)),
@@ -189,7 +198,8 @@ impl Topology {
         }
         if self.allowed.len() < self.cpus.len() {
             reason += &format!(
-                ", within the affinity mask ({} of {} CPUs)",
+                ", within {} ({} of {} CPUs)",
+                self.narrowed_by.as_deref().unwrap_or("the affinity mask"),
                 self.allowed.len(),
                 self.cpus.len()
             );

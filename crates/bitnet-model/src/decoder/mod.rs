@@ -123,6 +123,17 @@ impl<B: Backend> Model<B> {
             batch.ids.iter().all(|&id| (id as usize) < self.config.vocab_size),
             "callers check token ids"
         );
+        self.backend.step(batch.ids.len(), || self.compute(batch, kv, scratch, observe));
+        &scratch.logits
+    }
+
+    fn compute(
+        &self,
+        batch: &Batch,
+        kv: &mut KvCache<B>,
+        scratch: &mut Scratch<B>,
+        observe: &mut dyn FnMut(Point, &B::Activations),
+    ) {
         scratch.rope.fill(&self.inverse_frequencies, &batch.positions);
         self.backend.embed(&self.embed_tokens, &batch.ids, &mut scratch.hidden);
         for (index, (layer, kv)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
@@ -158,7 +169,6 @@ impl<B: Backend> Model<B> {
             head,
             &mut scratch.logits,
         );
-        &scratch.logits
     }
 
     fn attention(&self, layer: &Layer<B>, batch: &Batch, kv: &mut B::KvLayer, s: &mut Scratch<B>) {

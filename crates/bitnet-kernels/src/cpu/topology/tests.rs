@@ -3,11 +3,11 @@ use std::collections::HashMap;
 
 /// Files by their path, as a machine would show them.
 #[derive(Clone, Default)]
-struct Machine(HashMap<String, String>);
+pub(crate) struct Machine(HashMap<String, String>);
 
 impl Machine {
     /// `cores` physical cores with `smt` logical processors each, numbered as Linux does: all first siblings first.
-    fn new(cores: usize, smt: usize) -> Self {
+    pub(crate) fn new(cores: usize, smt: usize) -> Self {
         let mut machine = Self::default();
         machine.set("/sys/devices/system/cpu/online", &format!("0-{}", cores * smt - 1));
         for id in 0..cores * smt {
@@ -24,11 +24,11 @@ impl Machine {
         machine
     }
 
-    fn set(&mut self, path: &str, text: &str) {
+    pub(crate) fn set(&mut self, path: &str, text: &str) {
         self.0.insert(path.to_owned(), format!("{text}\n"));
     }
 
-    fn with(mut self, path: &str, text: &str) -> Self {
+    pub(crate) fn with(mut self, path: &str, text: &str) -> Self {
         self.set(path, text);
         self
     }
@@ -38,24 +38,24 @@ impl Machine {
         self
     }
 
-    fn topology(&mut self, id: usize, name: &str, text: &str) {
+    pub(crate) fn topology(&mut self, id: usize, name: &str, text: &str) {
         self.set(&format!("/sys/devices/system/cpu/cpu{id}/topology/{name}"), text);
     }
 
-    fn cache(&mut self, id: usize, index: usize, facts: [&str; 4]) {
+    pub(crate) fn cache(&mut self, id: usize, index: usize, facts: [&str; 4]) {
         for (name, text) in ["level", "type", "size", "shared_cpu_list"].iter().zip(facts) {
             self.set(&format!("/sys/devices/system/cpu/cpu{id}/cache/index{index}/{name}"), text);
         }
     }
 
-    fn allowed(self, list: &str) -> Self {
+    pub(crate) fn allowed(self, list: &str) -> Self {
         self.with(
             "/proc/self/status",
             &format!("Name:\tx\nCpus_allowed:\tf\nCpus_allowed_list:\t{list}"),
         )
     }
 
-    fn topology_of(&self) -> Topology {
+    pub(crate) fn topology_of(&self) -> Topology {
         Topology::from_files(&|path| self.0.get(path).cloned())
     }
 }
@@ -187,7 +187,7 @@ fn a_mount_point_with_a_blank_is_found() {
 }
 
 /// Two P-cores with SMT (0-3), four E-cores (4-7), two low-power E-cores without L3 (8-9): an Intel 155U in small.
-fn intel_hybrid() -> Machine {
+pub(crate) fn intel_hybrid() -> Machine {
     let mut machine = Machine::new(10, 1)
         .without("index3")
         .with("/sys/devices/cpu_core/cpus", "0-3")
