@@ -32,11 +32,16 @@ mod quantization;
 mod stream;
 
 pub use bitnet_inference::{
-    DraftStrategy, EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig, Output, Piece,
-    SamplingStrategy, Stop, Timings,
+    DraftStrategy, EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig,
+    Output, Piece, SamplingStrategy, Stop, Timings,
 };
 pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
 pub use bitnet_kernels::cpu::level::{CpuFeatures, SimdLevel};
+pub use bitnet_kernels::cpu::placement::{
+    Numa, Order, Pinning, PlacementConfig, PlacementError, Places,
+};
+pub use bitnet_kernels::cpu::plan::ThreadPlan;
+pub use bitnet_kernels::cpu::pool::WaitPolicy;
 pub use bitnet_kernels::device::{Device, DeviceError};
 pub use bitnet_kernels::kv::KvType;
 pub use bitnet_model::config::{ArchConfig, HiddenAct};
