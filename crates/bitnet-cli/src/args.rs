@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use bitnet::{
-    Device, DraftStrategy, GenerationConfig, HiddenAct, I2sLayout, KvType, ModelConfig,
+    Device, DraftStrategy, Error, GenerationConfig, HiddenAct, I2sLayout, KvType, ModelConfig,
     PackedLayout, SamplingStrategy,
 };
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -12,14 +12,17 @@ use clap::{Parser, ValueEnum};
 
 use crate::cmd::Command;
 use crate::console::ConsoleArgs;
-use crate::threads::{self, PlacementArgs};
+use crate::threads::PlacementArgs;
+use crate::{numbers, threads};
 
 /// Run BitNet b1.58 (ternary) language models
 #[derive(Parser)]
 #[command(name = "bitnet-cli", version, propagate_version = true, arg_required_else_help = true)]
-#[command(
-    after_help = "Exit codes: 0 fine, 1 failed while running, 2 bad input, 130 interrupted, 101 a bug."
-)]
+#[command(after_help = "\
+Example: bitnet-cli run -p \"Once upon a time\"
+
+Exit codes: 0 fine (also when the reader of the output leaves early, as in `| head`), 1 failed while running, 2 bad input, \
+130 interrupted, 101 a bug.")]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -37,10 +40,10 @@ pub struct ModelArgs {
     #[command(flatten)]
     pub threads: ThreadArgs,
     /// Longest text in tokens, prompt and answer together [default: the model's]
-    #[arg(short, long, value_name = "TOKENS", allow_negative_numbers = true, help_heading = MODEL)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "TOKENS", allow_hyphen_values = true, help_heading = MODEL)]
+    #[arg(value_parser = numbers::whole(1..=u32::MAX))]
     pub ctx_size: Option<u32>,
-    /// How keys and values are kept
+    /// Number type in which the keys and values of earlier tokens are kept
     #[arg(long, value_name = "TYPE", default_value = "f16", help_heading = MODEL)]
     kv_dtype: KvDtype,
     /// SIMD level to use instead of the best one; `info` lists them
@@ -68,13 +71,13 @@ const MODEL: &str = "Model";
 /// Threads alone, for subcommands that load no model.
 #[derive(clap::Args)]
 pub struct ThreadArgs {
-    /// Compute threads; 0: as BITNET_THREADS, RAYON_NUM_THREADS or OMP_NUM_THREADS say, else one for each physical core
+    /// Compute threads; 0, the default: as BITNET_THREADS, RAYON_NUM_THREADS or OMP_NUM_THREADS say, else one for each physical core
     #[arg(short, long, value_name = "N", default_value = "0", hide_default_value = true)]
-    #[arg(allow_negative_numbers = true, value_parser = threads::parse)]
+    #[arg(allow_hyphen_values = true, value_parser = threads::parse)]
     pub threads: usize,
-    /// Compute threads for prompts, where more may help than for generating; 0: as many as --threads [also: -tb]
+    /// Compute threads for prompts, where more may help than for generating; 0, the default: as many as --threads [also: -tb]
     #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
-    #[arg(allow_negative_numbers = true, value_parser = threads::parse)]
+    #[arg(allow_hyphen_values = true, value_parser = threads::parse)]
     pub threads_batch: usize,
     #[command(flatten)]
     pub placement: PlacementArgs,
@@ -190,36 +193,46 @@ pub struct SamplingArgs {
         long,
         alias = "n-predict",
         value_name = "TOKENS",
-        allow_negative_numbers = true,
+        allow_hyphen_values = true,
+        value_parser = numbers::whole(0..=usize::MAX),
         default_value_t = 512
     )]
     pub max_tokens: usize,
     /// How freely to choose; 0 always takes the likeliest token
-    #[arg(long, alias = "temp", value_name = "T", allow_negative_numbers = true, default_value_t = 0.8, help_heading = SAMPLING)]
+    #[arg(long, alias = "temp", value_name = "T", allow_hyphen_values = true, default_value_t = 0.8, help_heading = SAMPLING)]
+    #[arg(value_parser = numbers::real)]
     pub temperature: f32,
     /// Choose among the K likeliest tokens; 0: all
-    #[arg(long, value_name = "K", allow_negative_numbers = true, default_value_t = 40, help_heading = SAMPLING)]
+    #[arg(long, value_name = "K", allow_hyphen_values = true, default_value_t = 40, help_heading = SAMPLING)]
+    #[arg(value_parser = numbers::whole(0..=usize::MAX))]
     pub top_k: usize,
     /// Choose among the likeliest tokens that together have this probability; 1: all
-    #[arg(long, value_name = "P", allow_negative_numbers = true, default_value_t = 0.95, help_heading = SAMPLING)]
+    #[arg(long, value_name = "P", allow_hyphen_values = true, default_value_t = 0.95, help_heading = SAMPLING)]
+    #[arg(value_parser = numbers::real)]
     pub top_p: f32,
     /// Choose among tokens at least P times as likely as the likeliest; 0: all
-    #[arg(long, value_name = "P", allow_negative_numbers = true, default_value_t = 0.05, help_heading = SAMPLING)]
+    #[arg(long, value_name = "P", allow_hyphen_values = true, default_value_t = 0.05, help_heading = SAMPLING)]
+    #[arg(value_parser = numbers::real)]
     pub min_p: f32,
     /// Make tokens that occurred lately less likely; 1: off
-    #[arg(long, value_name = "X", allow_negative_numbers = true, default_value_t = 1.0, help_heading = SAMPLING)]
+    #[arg(long, value_name = "X", allow_hyphen_values = true, default_value_t = 1.0, help_heading = SAMPLING)]
+    #[arg(value_parser = numbers::real)]
     pub repeat_penalty: f32,
     /// How many tokens count as lately
-    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 64, help_heading = SAMPLING)]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, default_value_t = 64, help_heading = SAMPLING)]
+    #[arg(value_parser = numbers::whole(0..=usize::MAX))]
     pub repeat_last_n: usize,
     /// Make tokens of the answer less likely, -2 to 2
-    #[arg(long, value_name = "X", allow_negative_numbers = true, default_value_t = 0.0, help_heading = SAMPLING)]
+    #[arg(long, value_name = "X", allow_hyphen_values = true, default_value_t = 0.0, help_heading = SAMPLING)]
+    #[arg(value_parser = numbers::real)]
     pub presence_penalty: f32,
     /// The same for each time they occurred, -2 to 2
-    #[arg(long, value_name = "X", allow_negative_numbers = true, default_value_t = 0.0, help_heading = SAMPLING)]
+    #[arg(long, value_name = "X", allow_hyphen_values = true, default_value_t = 0.0, help_heading = SAMPLING)]
+    #[arg(value_parser = numbers::real)]
     pub frequency_penalty: f32,
     /// Same seed, same answer [default: another one each time]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = SAMPLING)]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, help_heading = SAMPLING)]
+    #[arg(value_parser = numbers::whole(0..=u64::MAX))]
     pub seed: Option<u64>,
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT", help_heading = SAMPLING, allow_hyphen_values = true)]
@@ -235,6 +248,13 @@ pub struct SamplingArgs {
 const SAMPLING: &str = "Sampling";
 
 impl SamplingArgs {
+    /// Refuses settings that cannot be, before a model is loaded for them.
+    pub fn check(&self) -> Result<(), Error> {
+        // No tokens at all is for the subcommands to judge.
+        let config = GenerationConfig { max_new_tokens: self.max_tokens.max(1), ..self.config() };
+        config.sampling().map(drop).map_err(Error::Config)
+    }
+
     /// As the library wants it.
     pub fn config(&self) -> GenerationConfig {
         GenerationConfig {

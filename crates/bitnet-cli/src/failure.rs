@@ -62,7 +62,8 @@ pub fn exit_code(result: anyhow::Result<()>, console: &Console) -> ExitCode {
     let code = match result {
         Ok(()) => 0,
         Err(error) if error.is::<Interrupted>() => INTERRUPTED,
-        // The reader of our output has had enough (`| head`), which is its good right.
+        // The reader of our output has had enough (`| head`), which is its good right. Programs in C are ended by a signal
+        // then, which a shell with `pipefail` takes for a failure; those in Rust that answer it (ripgrep, fd, bat) end well.
         Err(error) if is_closed_pipe(&error) => 0,
         Err(error) => {
             print(&error, console);

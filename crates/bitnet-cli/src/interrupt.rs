@@ -18,7 +18,12 @@ pub fn install() -> anyhow::Result<()> {
             leave();
         }
     })
-    .context("cannot handle Ctrl-C")
+    .map_err(|error| match error {
+        // It keeps the system's reason to itself.
+        ctrlc::Error::System(reason) => anyhow::Error::new(reason),
+        other => other.into(),
+    })
+    .context("cannot watch for Ctrl-C")
 }
 
 /// Waits for a write in progress, so that what was printed is whole.

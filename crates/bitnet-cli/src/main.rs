@@ -9,6 +9,7 @@ mod hub;
 mod interrupt;
 mod load;
 mod logits;
+mod numbers;
 mod pieces;
 mod report;
 mod spelling;

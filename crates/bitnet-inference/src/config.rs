@@ -172,7 +172,11 @@ mod tests {
             vocab_size: 128_256,
             max_position_embeddings: 4096,
             rms_norm_eps: 1e-5,
-            rope: RopeConfig { theta: 500_000.0, scaling: RopeScaling::Default },
+            rope: RopeConfig {
+                theta: 500_000.0,
+                scaling: RopeScaling::Default,
+                factors: Vec::new(),
+            },
             hidden_act: HiddenAct::Relu2,
             sub_norms: true,
             tie_word_embeddings: true,

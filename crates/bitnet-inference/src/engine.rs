@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use async_channel::Sender;
 use bitnet_kernels::backend::Backend;
+use bitnet_model::batch::Batch;
 use bitnet_model::decoder::{Model, Scratch};
 use bitnet_model::kv::KvCache;
 
@@ -14,7 +15,7 @@ use crate::error::{EngineError, InvalidConfig};
 use crate::handle::Permit;
 use crate::request::{Request, Work};
 use crate::sampler::SampleError;
-use crate::scheduler::{self, Finished, Plan, Scheduler};
+use crate::scheduler::{Finished, Plan, Scheduler};
 use crate::sequence::{FinishReason, SeqId, Task};
 
 /// What the engine tells the one who asked.
@@ -55,6 +56,19 @@ pub struct Engine<B: Backend> {
     scheduler: Scheduler,
     clients: HashMap<SeqId, Client>,
     limits: Limits,
+    /// The step under way, here to use its memory again.
+    step: Step,
+}
+
+/// What is computed in a step, and what came of it.
+#[derive(Default)]
+struct Step {
+    plan: Plan,
+    batch: Batch,
+    /// How many tokens each entry of the plan got.
+    drawn: Vec<usize>,
+    /// Entries that came to nothing.
+    failed: Vec<(SeqId, EngineError)>,
 }
 
 impl<B: Backend> Engine<B> {
@@ -70,7 +84,8 @@ impl<B: Backend> Engine<B> {
             max_batch_size = limits.max_batch_size,
             "engine ready"
         );
-        Ok(Self { model, kv, scratch, scheduler, clients: HashMap::new(), limits })
+        let (clients, step) = (HashMap::new(), Step::default());
+        Ok(Self { model, kv, scratch, scheduler, clients, limits, step })
     }
 
     /// The limits that requests are checked against.
@@ -106,20 +121,18 @@ impl<B: Backend> Engine<B> {
     /// Computes the next step of everything that is to be done. Returns the number of tokens computed.
     pub fn step(&mut self) -> usize {
         self.drop_cancelled();
-        let Some(plan) = self.scheduler.plan() else { return 0 };
-        self.announce(&plan);
-        let batch = self.scheduler.batch(&plan);
-        let begin = Instant::now();
-        let logits = self.model.forward(&batch, &mut self.kv, &mut self.scratch);
-        let vocab_size = self.model.config().vocab_size;
-        self.scheduler.observe(&plan, begin.elapsed());
-        let (drawn, failed) =
-            draw(&plan, logits, vocab_size, &mut self.scheduler, &mut self.clients);
-        let events = self.scheduler.commit(&plan, &drawn);
-        self.deliver(events);
-        for (id, error) in failed {
-            self.fail(id, error);
+        if !self.scheduler.plan(&mut self.step.plan) {
+            return 0;
         }
+        self.announce();
+        let Self { model, kv, scratch, scheduler, clients, step, .. } = self;
+        scheduler.fill(&mut step.batch, &step.plan);
+        let begin = Instant::now();
+        let logits = model.forward(&step.batch, kv, scratch);
+        scheduler.observe(&step.plan, begin.elapsed());
+        step.draw(logits, model.config().vocab_size, scheduler, clients);
+        self.deliver();
+        let Step { plan, batch, .. } = &self.step;
         tracing::trace!(tokens = batch.len(), sequences = plan.entries.len(), "step");
         batch.len()
     }
@@ -145,9 +158,9 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Tells those whose first step this is.
-    fn announce(&mut self, plan: &Plan) {
+    fn announce(&mut self) {
         let now = Instant::now();
-        for entry in &plan.entries {
+        for entry in &self.step.plan.entries {
             let Some(client) = self.clients.get_mut(&entry.id) else { continue };
             if client.permit.take().is_some() {
                 let _ = client.events.try_send(Event::Started(now)); // whoever is gone is found in the next step
@@ -155,20 +168,25 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    fn deliver(&mut self, events: Vec<scheduler::Event>) {
+    /// Books the step and tells what came of it.
+    fn deliver(&mut self) {
+        let Self { scheduler, clients, step, .. } = self;
         let at = Instant::now();
-        for event in events {
-            let Some(client) = self.clients.get(&event.id) else { continue };
-            for id in event.tokens {
+        scheduler.commit(&step.plan, &step.drawn, |id, tokens, finished| {
+            let Some(client) = clients.get(&id) else { return };
+            for &id in tokens {
                 let _ = client.events.try_send(Event::Token { id, at });
             }
-            let last = match event.finished {
-                None => continue,
+            let last = match finished {
+                None => return,
                 Some(Finished::Generated(reason)) => Event::Finished(reason),
                 Some(Finished::AllRows) => Event::AllRows,
             };
             let _ = client.events.try_send(last);
-            self.clients.remove(&event.id);
+            clients.remove(&id);
+        });
+        for (id, error) in std::mem::take(&mut self.step.failed) {
+            self.fail(id, error);
         }
     }
 
@@ -181,43 +199,51 @@ impl<B: Backend> Engine<B> {
     }
 }
 
-/// Draws tokens from each entry's rows of logits, or sends the rows on. Returns how many tokens each entry got.
-fn draw(
-    plan: &Plan,
-    mut logits: &[f32],
-    vocab_size: usize,
-    scheduler: &mut Scheduler,
-    clients: &mut HashMap<SeqId, Client>,
-) -> (Vec<usize>, Vec<(SeqId, EngineError)>) {
-    let mut failed = Vec::new();
-    let mut counts = Vec::with_capacity(plan.entries.len());
-    for entry in &plan.entries {
-        let (rows, rest) = logits.split_at(entry.outputs.len() * vocab_size);
-        logits = rest;
-        let sequence = scheduler.running_mut(entry.id).expect("plans name running sequences");
-        let tokens = sequence.tokens.len();
-        let drawn = match &sequence.task {
-            _ if rows.is_empty() => Ok(0),
-            Task::Generate { .. } => scheduler.draw(entry, rows),
-            Task::Rows { .. } => {
-                let client = clients.get(&entry.id).expect("every sequence has a client");
-                let next = &sequence.tokens[entry.outputs.start + 1..];
-                let rows = match client.score {
-                    true => score(rows, vocab_size, next),
-                    false => Ok(rows.to_vec()),
-                };
-                rows.map(|rows| {
-                    let _ = client.events.try_send(Event::Rows(rows));
-                    0
-                })
+impl Step {
+    /// Draws tokens from each entry's rows of logits, or sends the rows on.
+    fn draw(
+        &mut self,
+        mut logits: &[f32],
+        vocab_size: usize,
+        scheduler: &mut Scheduler,
+        clients: &HashMap<SeqId, Client>,
+    ) {
+        self.drawn.clear();
+        for entry in &self.plan.entries {
+            let (rows, rest) = logits.split_at(entry.outputs.len() * vocab_size);
+            logits = rest;
+            let sequence = scheduler.running_mut(entry.id).expect("plans name running sequences");
+            let tokens = sequence.tokens.len();
+            let drawn = match &sequence.task {
+                _ if rows.is_empty() => Ok(0),
+                Task::Generate { .. } => scheduler.draw(entry, rows),
+                Task::Rows { .. } => {
+                    let client = clients.get(&entry.id).expect("every sequence has a client");
+                    let next = &sequence.tokens[entry.outputs.start + 1..];
+                    send_rows(client, rows, vocab_size, next).map(|()| 0)
+                }
+            };
+            if let Err(source) = drawn {
+                self.failed.push((entry.id, EngineError::Sample { tokens, source }));
             }
-        };
-        if let Err(source) = &drawn {
-            failed.push((entry.id, EngineError::Sample { tokens, source: *source }));
+            self.drawn.push(drawn.unwrap_or(0));
         }
-        counts.push(drawn.unwrap_or(0));
     }
-    (counts, failed)
+}
+
+/// Sends rows of logits, or how well each foresaw the token that is `next`.
+fn send_rows(
+    client: &Client,
+    rows: &[f32],
+    vocab_size: usize,
+    next: &[u32],
+) -> Result<(), SampleError> {
+    let rows = match client.score {
+        true => score(rows, vocab_size, next)?,
+        false => rows.to_vec(),
+    };
+    let _ = client.events.try_send(Event::Rows(rows));
+    Ok(())
 }
 
 /// `-ln p(next[i])` by each row of logits.

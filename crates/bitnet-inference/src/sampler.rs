@@ -38,7 +38,7 @@ pub struct Sampler {
     order: Vec<Candidate>,
 }
 
-/// A token with its logit, and later with its probability up to a common factor.
+/// A token with its logit, later its probability up to a common factor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Candidate {
     weight: f32,
@@ -59,10 +59,7 @@ impl Sampler {
         tokens: &[u32],
         prompt_len: usize,
     ) -> Result<u32, SampleError> {
-        let finite = |x: &f32| x.is_finite() || *x == f32::NEG_INFINITY;
-        if let Some(id) = logits.iter().position(|x| !finite(x)) {
-            return Err(SampleError::NotFinite { id: id as u32, value: logits[id] });
-        }
+        check(logits)?;
         let mut penalized = std::mem::take(&mut self.logits);
         let logits = match self.params.has_penalties() {
             false => logits,
@@ -83,18 +80,19 @@ impl Sampler {
 
     fn sample(&mut self, logits: &[f32]) -> Option<u32> {
         let Self { params, rng, candidates, order, .. } = self;
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let max = max(logits);
         if max == f32::NEG_INFINITY {
             return None;
         }
+        if params.top_k > 0 && params.top_k < logits.len() {
+            collect_top_k(candidates, logits, params.top_k);
+        } else {
+            candidates.clear();
+            candidates.extend(logits.iter().zip(0..).map(|(&weight, id)| Candidate { weight, id }));
+        }
         // A token whose weight is zero in f32 has less than 1e-38 of the most likely one's probability.
-        let weight = |logit: f32| ((logit - max) / params.temperature).exp();
-        candidates.clear();
-        candidates.extend(
-            logits.iter().zip(0..).map(|(&logit, id)| Candidate { weight: weight(logit), id }),
-        );
-        if params.top_k > 0 && params.top_k < candidates.len() {
-            keep_top_k(candidates, order, params.top_k);
+        for candidate in &mut *candidates {
+            candidate.weight = ((candidate.weight - max) / params.temperature).exp();
         }
         if params.top_p < 1.0 {
             keep_top_p(candidates, order, params.top_p);
@@ -114,15 +112,70 @@ impl SamplingParams {
     }
 }
 
-/// The id of the largest logit, the lowest of equals.
-fn greedy(logits: &[f32]) -> Option<u32> {
-    let mut best = (f32::NEG_INFINITY, None);
-    for (&logit, id) in logits.iter().zip(0..) {
-        if logit > best.0 {
-            best = (logit, Some(id));
+/// Logits that are looked at together: what the compiler turns into a few vectors.
+const CHUNK: usize = 64;
+
+/// Refuses NaN and plus infinity.
+fn check(logits: &[f32]) -> Result<(), SampleError> {
+    let bad = |x: f32| !x.is_finite() && x != f32::NEG_INFINITY;
+    for (first, chunk) in (0..).step_by(CHUNK).zip(logits.chunks(CHUNK)) {
+        if chunk.iter().fold(false, |any, &x| any | bad(x)) {
+            let at = chunk.iter().position(|&x| bad(x)).expect("the chunk has one");
+            return Err(SampleError::NotFinite { id: first + at as u32, value: chunk[at] });
         }
     }
-    best.1
+    Ok(())
+}
+
+/// The largest of finite numbers.
+fn max(logits: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 16]; // one would be a chain of comparisons
+    let (chunks, rest) = logits.as_chunks::<16>();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, x);
+        }
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
+}
+
+/// The id of the largest logit, the lowest of equals.
+fn greedy(logits: &[f32]) -> Option<u32> {
+    let max = max(logits);
+    (max > f32::NEG_INFINITY).then(|| {
+        let at = logits.iter().position(|&x| x == max);
+        at.expect("the largest is one of them") as u32
+    })
+}
+
+/// The `k` candidates with the largest logits, of equals those with the lowest ids, in the order of ids.
+fn collect_top_k(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize) {
+    candidates.clear();
+    let mut floor = None; // the k-th largest so far, or less
+    for (first, chunk) in (0..).step_by(CHUNK).zip(logits.chunks(CHUNK)) {
+        let above = |&weight: &f32| floor.is_none_or(|floor| weight > floor);
+        if !chunk.iter().fold(false, |any, x| any | above(x)) {
+            continue;
+        }
+        let chunk = chunk.iter().zip(first..).filter(|(x, _)| above(x));
+        candidates.extend(chunk.map(|(&weight, id)| Candidate { weight, id }));
+        if candidates.len() >= 2 * k + CHUNK {
+            floor = Some(keep_likeliest(candidates, k));
+        }
+    }
+    if candidates.len() > k {
+        keep_likeliest(candidates, k);
+    }
+    candidates.sort_unstable_by_key(|candidate| candidate.id);
+}
+
+/// Keeps `k` of more candidates, in any order; returns the least weight of these.
+fn keep_likeliest(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
+    let (_, last, _) = candidates.select_nth_unstable_by(k - 1, by_weight);
+    let last = last.weight;
+    candidates.truncate(k);
+    last
 }
 
 fn penalize(params: &SamplingParams, logits: &mut [f32], tokens: &[u32], prompt_len: usize) {
@@ -158,13 +211,6 @@ fn by_weight(a: &Candidate, b: &Candidate) -> Ordering {
 
 fn keep_up_to(candidates: &mut Vec<Candidate>, last: Candidate) {
     candidates.retain(|c| by_weight(c, &last) != Ordering::Greater);
-}
-
-fn keep_top_k(candidates: &mut Vec<Candidate>, order: &mut Vec<Candidate>, k: usize) {
-    order.clone_from(candidates);
-    let (_, last, _) = order.select_nth_unstable_by(k - 1, by_weight);
-    let last = *last;
-    keep_up_to(candidates, last);
 }
 
 /// Keeps the fewest of the likeliest candidates that have `p` of all probability together.

@@ -31,8 +31,8 @@ pub struct Scheduler {
     cost: StepCost,
 }
 
-/// One step: which sequences compute how many of their tokens. Never empty.
-#[derive(Debug, PartialEq, Eq)]
+/// One step: which sequences compute how many of their tokens.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// In the order of the batch; each sequence at most once.
     pub entries: Vec<Entry>,
@@ -49,17 +49,6 @@ pub struct Entry {
     pub draft: Vec<u32>,
     /// Those of all these that need logits, by their index in the sequence.
     pub outputs: std::ops::Range<usize>,
-}
-
-/// What a step brought for one sequence.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// The sequence.
-    pub id: SeqId,
-    /// The tokens appended.
-    pub tokens: Vec<u32>,
-    /// Set when it is over; the scheduler has forgotten it.
-    pub finished: Option<Finished>,
 }
 
 /// How a sequence ended.
@@ -118,28 +107,28 @@ impl Scheduler {
     }
 
     /// The next step: first one token of every answer, then prompts up to the budget, then those that wait while pages last.
-    /// A step of answers only may have drafts.
-    pub fn plan(&mut self) -> Option<Plan> {
-        let mut plan = Plan { entries: Vec::new() };
+    /// A step of answers only may have drafts. Returns whether there is anything to do.
+    pub fn plan(&mut self, plan: &mut Plan) -> bool {
+        plan.entries.clear();
         let (mut tokens, mut outputs) = (self.limits.max_batch_tokens, self.limits.max_outputs);
         let mut index = 0;
         while index < self.running.len() {
             if self.running[index].pending() == 1 && self.ensure_pages(index) {
-                add_entry(&self.running[index], &mut plan, &mut tokens, &mut outputs);
+                add_entry(&self.running[index], plan, &mut tokens, &mut outputs);
             }
             index += 1; // `ensure_pages` takes sequences from the end only
         }
         for sequence in self.running.iter().filter(|sequence| sequence.pending() > 1) {
-            add_entry(sequence, &mut plan, &mut tokens, &mut outputs);
+            add_entry(sequence, plan, &mut tokens, &mut outputs);
         }
         while tokens > 0 && self.admit() {
             let newest = self.running.last().expect("one was admitted");
-            add_entry(newest, &mut plan, &mut tokens, &mut outputs);
+            add_entry(newest, plan, &mut tokens, &mut outputs);
         }
         if plan.entries.iter().all(|e| e.count == 1) {
-            self.add_drafts(&mut plan, tokens, outputs);
+            self.add_drafts(plan, tokens, outputs);
         }
-        (!plan.entries.is_empty()).then_some(plan)
+        !plan.entries.is_empty()
     }
 
     /// Adds drafts to the answers of a plan, as far as the budgets and the pages go.
@@ -211,19 +200,17 @@ impl Scheduler {
         self.waiting.push_front(sequence);
     }
 
-    /// The tokens of a plan, with their places in the cache.
-    pub fn batch(&self, plan: &Plan) -> Batch {
-        let mut batch = Batch::default();
+    /// Puts the tokens of a plan, with their places in the cache, in place of what is in `batch`.
+    pub fn fill(&self, batch: &mut Batch, plan: &Plan) {
+        batch.clear();
         for entry in &plan.entries {
             let sequence = self.running.iter().find(|sequence| sequence.id == entry.id);
             let sequence = sequence.expect("plans name running sequences");
             let (row, start) = (batch.len(), sequence.computed);
-            let ids = &sequence.tokens[start..start + entry.count];
-            let ids = [ids, &entry.draft].concat();
-            batch.push(&ids, start, &sequence.pages, Outputs::None);
+            let ids = sequence.tokens[start..start + entry.count].iter().chain(&entry.draft);
+            batch.push(ids, start, &sequence.pages, Outputs::None);
             batch.outputs.extend(entry.outputs.clone().map(|index| row + index - start));
         }
-        batch
     }
 
     /// Draws what follows a sequence's tokens from its rows of logits: one token, and as many more as its draft foresaw.
@@ -236,22 +223,25 @@ impl Scheduler {
         self.running_mut(entry.id).expect("plans name running sequences").draw(entry, rows, limit)
     }
 
-    /// Books a step that has been computed. `drawn` has an element for each entry: how many tokens were drawn.
-    pub fn commit(&mut self, plan: &Plan, drawn: &[usize]) -> Vec<Event> {
-        plan.entries
-            .iter()
-            .zip(drawn)
-            .filter_map(|(entry, &drawn)| {
-                let limit = self.limits.max_seq_len;
-                let sequence = self.running_mut(entry.id)?;
-                let finished = sequence.advance(entry, drawn, limit);
-                let tokens = sequence.tokens[sequence.tokens.len() - drawn..].to_vec();
-                if finished.is_some() {
-                    self.remove(entry.id);
-                }
-                Some(Event { id: entry.id, tokens, finished })
-            })
-            .collect()
+    /// Books a step that has been computed. `drawn` has an element for each entry: how many tokens were drawn. `tell` is
+    /// called for each entry with its sequence's new tokens, and with how the sequence ended if it did; then the scheduler
+    /// has forgotten it.
+    pub fn commit(
+        &mut self,
+        plan: &Plan,
+        drawn: &[usize],
+        mut tell: impl FnMut(SeqId, &[u32], Option<Finished>),
+    ) {
+        let limit = self.limits.max_seq_len;
+        for (entry, &drawn) in plan.entries.iter().zip(drawn) {
+            let Some(sequence) = self.running_mut(entry.id) else { continue };
+            let finished = sequence.advance(entry, drawn, limit);
+            let over = finished.is_some();
+            tell(entry.id, &sequence.tokens[sequence.tokens.len() - drawn..], finished);
+            if over {
+                self.remove(entry.id);
+            }
+        }
     }
 
     fn release(&mut self, pages: Vec<u32>) {

@@ -1,50 +1,81 @@
-//! How fast the integer products of each tier are, beside what this machine could do at best.
+//! How fast the integer products of each tier are, in both packings, beside what this machine could do at best.
 //!
-//! `cargo run --release -p bitnet-kernels --example kernel_bench -- [LEVEL ...]`
+//! `cargo run --release -p bitnet-kernels --example kernel_bench -- [LEVEL | PACKING | N=TOKENS ...]`
 //!
 //! One thread. Clocks and memory drift and other programs interrupt, so each measurement is many short turns that
 //! alternate with a probe's, and what counts is the ratio of their lower quartiles: one-token products against a plain
 //! read of as many bytes, many-token ones against the tier's multiply-add peak.
 
+use std::error::Error;
 use std::hint::black_box;
 use std::ops::Range;
 use std::time::Instant;
 
 use bitnet_kernels::activation::QuantizedRows;
-use bitnet_kernels::cpu::isa::{Isa, IsaError};
-use bitnet_kernels::cpu::packed::PackedTernary;
+use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::cpu::packed::{PackedTernary, Packing};
 use bitnet_kernels::cpu::probe::read;
 use bitnet_kernels::ternary::{TernaryMatrix, WeightScale, words_per_row};
 
 const COLS: usize = 2560;
-const PANEL_BYTES: usize = 16 * COLS / 4;
 
 /// Turns of a measurement and of its probe, each about half a millisecond: short enough to often escape interruption.
 const TURNS: usize = 400;
 
-fn main() -> Result<(), IsaError> {
-    let names: Vec<String> = std::env::args().skip(1).collect();
-    let isas: Vec<Isa> = match &names[..] {
-        [] => Isa::available().to_vec(),
-        names => names.iter().map(|name| Isa::parse(name)).collect::<Result<_, _>>()?,
-    };
-    println!("packing {:.1} GB/s", pack_speed());
-    let (square, streamed) = (weights(2560), weights(409_600));
-    let words = vec![1_u64; streamed.bytes() / 8];
-    println!("tier             work      GB/s    GMAC/s  of probe");
-    for isa in isas {
-        one_token(isa, "L2", &square, 40, &words);
-        one_token(isa, "memory", &streamed, 800, &words);
-        for tokens in [1, 2, 3, 4, 6, 8, 12, 48, 480] {
-            many_tokens(isa, &square, tokens);
+/// What to measure.
+#[derive(Default)]
+struct Choice {
+    isas: Vec<Isa>,
+    packings: Vec<Packing>,
+    tokens: Vec<usize>,
+}
+
+impl Choice {
+    fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, Box<dyn Error>> {
+        let mut choice = Self::default();
+        for argument in arguments {
+            match (argument.strip_prefix("N="), argument.parse()) {
+                (Some(tokens), _) => choice.tokens.push(tokens.parse()?),
+                (None, Ok(packing)) => choice.packings.push(packing),
+                (None, Err(_)) => choice.isas.push(Isa::parse(&argument)?),
+            }
+        }
+        if choice.isas.is_empty() {
+            choice.isas = Isa::available().to_vec();
+        }
+        if choice.packings.is_empty() {
+            choice.packings = Packing::ALL.to_vec();
+        }
+        if choice.tokens.is_empty() {
+            choice.tokens = (1..=16).chain([32, 64, 480]).collect();
+        }
+        Ok(choice)
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let choice = Choice::parse(std::env::args().skip(1))?;
+    for packing in choice.packings {
+        println!("packing as {packing}: {:.1} GB/s of codes", pack_speed(packing));
+        let (square, streamed) = (weights(2560, packing), weights(409_600, packing));
+        let words = vec![1_u64; streamed.bytes() / 8];
+        println!("tier         packing     work      GB/s    GMAC/s  of probe");
+        for &isa in &choice.isas {
+            if choice.tokens.contains(&1) {
+                one_token(isa, "L2", &square, 40, &words);
+                one_token(isa, "memory", &streamed, 800, &words);
+            }
+            for &tokens in &choice.tokens {
+                many_tokens(isa, &square, tokens);
+            }
         }
     }
     Ok(())
 }
 
 /// A matrix of 2560 columns with all weights in it.
-fn weights(rows: usize) -> PackedTernary {
-    PackedTernary::pack(&neutral(rows))
+fn weights(rows: usize, packing: Packing) -> PackedTernary {
+    PackedTernary::pack(&neutral(rows), packing)
 }
 
 fn neutral(rows: usize) -> TernaryMatrix {
@@ -63,11 +94,11 @@ fn activations(tokens: usize) -> QuantizedRows {
     QuantizedRows::from_values(tokens, COLS, &values, vec![1.0; tokens])
 }
 
-fn pack_speed() -> f64 {
+fn pack_speed(packing: Packing) -> f64 {
     let matrix = neutral(25_600);
     let best = (0..9).map(|_| {
         let start = Instant::now();
-        black_box(PackedTernary::pack(&matrix));
+        black_box(PackedTernary::pack(&matrix, packing));
         start.elapsed().as_secs_f64()
     });
     (matrix.rows() * COLS / 4) as f64 / best.fold(f64::INFINITY, f64::min) / 1e9
@@ -76,9 +107,10 @@ fn pack_speed() -> f64 {
 /// Walks through the matrix in windows of `panels`. A small one stays in the cache, a large one never does.
 fn one_token(isa: Isa, place: &str, w: &PackedTernary, panels: usize, words: &[u64]) {
     let (x, mut out) = (activations(1), vec![0; 16 * panels]);
+    let panel_bytes = w.bytes() / w.panels();
     let windows = if place == "memory" { w.panels() / panels } else { 1 };
     let repeat = 800 / panels;
-    let window_words = panels * PANEL_BYTES / 8;
+    let window_words = panels * panel_bytes / 8;
     let [kernel, probe] = alternate(
         |turn| {
             let first = turn % windows * panels;
@@ -89,8 +121,9 @@ fn one_token(isa: Isa, place: &str, w: &PackedTernary, panels: usize, words: &[u
             (0..repeat).for_each(|_| read(window));
         },
     );
-    let bytes = (repeat * panels * PANEL_BYTES) as f64;
-    report(isa, place, bytes, 4.0 * bytes, kernel);
+    let bytes = (repeat * panels * panel_bytes) as f64;
+    let weights = bytes * w.packing().weights_per_byte() as f64;
+    report(isa, w.packing(), place, bytes / kernel, weights / kernel);
     println!("{:>10.2} of {:.1} GB/s", probe / kernel, bytes / probe);
 }
 
@@ -105,7 +138,9 @@ fn many_tokens(isa: Isa, w: &PackedTernary, tokens: usize) {
         |_| _ = black_box(isa.spin(rounds)),
     );
     let products = (repeat * products) as f64;
-    report(isa, &format!("N={tokens}"), products / tokens as f64 / 4.0, products, kernel);
+    let bytes = (repeat * panels * (w.bytes() / w.panels())) as f64;
+    let place = format!("N={tokens}");
+    report(isa, w.packing(), &place, bytes / kernel, products / kernel);
     println!("{:>10.2} of {:.0} GMAC/s", probe / kernel, products / probe);
 }
 
@@ -114,9 +149,8 @@ fn product(isa: Isa, w: &PackedTernary, panels: Range<usize>, x: &QuantizedRows,
     black_box(out);
 }
 
-fn report(isa: Isa, work: &str, bytes: f64, products: f64, nanoseconds: f64) {
-    let (bandwidth, speed) = (bytes / nanoseconds, products / nanoseconds);
-    print!("{:<12} {work:>8} {bandwidth:>9.1} {speed:>9.1}", isa.name());
+fn report(isa: Isa, packing: Packing, work: &str, bandwidth: f64, speed: f64) {
+    print!("{:<12} {packing:>7} {work:>8} {bandwidth:>9.1} {speed:>9.1}", isa.name());
 }
 
 /// Nanoseconds of a turn of the work and of its probe.

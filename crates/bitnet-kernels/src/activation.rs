@@ -1,5 +1,7 @@
 //! int8 activations with a scale and a sum per row, as BitLinear defines them.
 
+use crate::cpu::packed::Packing;
+
 /// Rows of activations, each quantized on its own: `q = round_half_even(x · scale)`, `scale = 127 / max(|x|, 1e-5)`.
 ///
 /// `|q| ≤ 127` always: `|x · scale|` cannot round past 127, and kernels rely on it.
@@ -18,7 +20,8 @@ pub struct QuantizedRows {
 impl QuantizedRows {
     /// Makes room for `rows` of `cols` values, keeping memory from earlier use. Values are unspecified but for the padding, which is zero.
     pub fn resize(&mut self, rows: usize, cols: usize) {
-        let stride = cols.next_multiple_of(crate::ternary::CODES_PER_WORD);
+        let stride = Packing::ALL.map(|packing| cols.next_multiple_of(packing.block_cols()));
+        let stride = stride.into_iter().max().expect("there are packings");
         if (self.cols, self.stride) != (cols, stride) {
             self.values.clear(); // so that what becomes padding is zero
         }
@@ -56,7 +59,7 @@ impl QuantizedRows {
         self.cols
     }
 
-    /// Distance between rows in values: `cols` rounded up to a whole block of 16.
+    /// Distance between rows in values: `cols` rounded up to whole blocks of either packing.
     pub fn stride(&self) -> usize {
         self.stride
     }

@@ -16,6 +16,8 @@ pub struct Batch {
     pub spans: Vec<Span>,
     /// Rows whose logits are wanted, in the order in which they are wanted.
     pub outputs: Vec<usize>,
+    /// Lists of pages to be used again.
+    spare: Vec<Vec<u32>>,
 }
 
 /// Which of a sequence's new tokens need logits.
@@ -34,14 +36,19 @@ impl Batch {
     ///
     /// # Panics
     /// If the pages do not reach to the last of the tokens, or there are none.
-    pub fn push(&mut self, ids: &[u32], start: usize, pages: &[u32], outputs: Outputs) {
-        assert!(
-            !ids.is_empty() && pages.len() * PAGE >= start + ids.len(),
-            "pages cover all positions"
-        );
-        let rows = self.ids.len()..self.ids.len() + ids.len();
-        self.ids.extend_from_slice(ids);
-        for position in start..start + ids.len() {
+    pub fn push<'a>(
+        &mut self,
+        ids: impl IntoIterator<Item = &'a u32>,
+        start: usize,
+        pages: &[u32],
+        outputs: Outputs,
+    ) {
+        let first = self.ids.len();
+        self.ids.extend(ids);
+        let rows = first..self.ids.len();
+        let end = start + rows.len();
+        assert!(end > start && pages.len() * PAGE >= end, "pages cover all positions");
+        for position in start..end {
             self.positions.push(position as u32);
             self.slots.push(pages[position / PAGE] * PAGE as u32 + (position % PAGE) as u32);
         }
@@ -50,7 +57,22 @@ impl Batch {
             Outputs::Last => self.outputs.push(rows.end - 1),
             Outputs::All => self.outputs.extend(rows.clone()),
         }
-        self.spans.push(Span { rows, start, pages: pages.to_vec() });
+        let mut own_pages = self.spare.pop().unwrap_or_default();
+        own_pages.extend_from_slice(pages);
+        self.spans.push(Span { rows, start, pages: own_pages });
+    }
+
+    /// Forgets all tokens and keeps the memory.
+    pub fn clear(&mut self) {
+        let Self { ids, positions, slots, spans, outputs, spare } = self;
+        for list in [ids, positions, slots] {
+            list.clear();
+        }
+        outputs.clear();
+        spare.extend(spans.drain(..).map(|mut span| {
+            span.pages.clear();
+            span.pages
+        }));
     }
 
     /// Number of tokens.
@@ -69,8 +91,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sequences_lie_one_after_another_with_their_own_slots() {
+    fn sequences_lie_one_after_another_with_their_own_slots_after_clearing_too() {
         let mut batch = Batch::default();
+        batch.push(&[1; 2 * PAGE], 0, &[6, 7], Outputs::All);
+        batch.clear();
         batch.push(&[7, 8, 9], PAGE - 1, &[4, 2], Outputs::Last);
         batch.push(&[5], 0, &[1], Outputs::All);
         let page = PAGE as u32;

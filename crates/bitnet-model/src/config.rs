@@ -62,6 +62,9 @@ pub struct RopeConfig {
     pub theta: f32,
     /// How frequencies are stretched for long contexts.
     pub scaling: RopeScaling,
+    /// What the frequency of each of the `head_dim / 2` pairs is divided by as well; none if empty. GGUF files have Llama 3.1's
+    /// stretch in this form, as the tensor `rope_freqs.weight`.
+    pub factors: Vec<f32>,
 }
 
 /// Changes to the rotary frequencies.

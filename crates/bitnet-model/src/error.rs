@@ -1,8 +1,8 @@
 //! Why a model was not loaded.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::format::ternary::TernaryError;
+use crate::format::{impostor::Impostor, ternary::TernaryError};
 
 /// A model that cannot be loaded: where, what was found, what was expected; [`help`](Self::help) says what to try.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +23,18 @@ pub enum LoadError {
         path: PathBuf,
         /// What is there instead.
         found: String,
+    },
+    /// A file that is something else than its name says.
+    #[error("{}: this is {found}, but {expected} is needed", .path.display())]
+    Impostor {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// What should be there.
+        expected: &'static str,
+        /// What to try.
+        help: &'static str,
     },
     /// The file ends before something that it announces.
     #[error("{}: {what} needs {needed} bytes from byte {offset} on, but the file has {size}", .path.display())]
@@ -153,6 +165,10 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    pub(crate) fn impostor(path: &Path, impostor: Impostor, expected: &'static str) -> Self {
+        Self::Impostor { path: path.into(), found: impostor.what, expected, help: impostor.help }
+    }
+
     /// The next thing to try.
     pub fn help(&self) -> &str {
         match self {
@@ -167,15 +183,14 @@ impl LoadError {
             Self::NoModel { .. } => {
                 "name the .gguf file, or the directory that holds config.json and model.safetensors"
             }
+            Self::Impostor { help, .. } => help,
             Self::Truncated { .. } => {
                 "the download or copy is probably incomplete: compare its size with the source's and fetch it again"
             }
             Self::Malformed { .. } => {
                 "the file is damaged, or the tool that wrote it has a bug: fetch or convert it again"
             }
-            Self::Json { .. } => {
-                "open the file and look at the place; an HTML page or a Git LFS pointer instead of JSON means that the download failed"
-            }
+            Self::Json { .. } => "open the file and look at the place, or fetch it again",
             Self::Key { .. } => "correct the value, or convert the model again",
             Self::MissingKey { .. } => "add the key, or convert the model again with current tools",
             Self::MissingTensor { .. } => {

@@ -8,5 +8,6 @@ pub mod format;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod kv;
+mod parallel;
 pub mod quantize;
 pub mod tokenizer;

@@ -14,7 +14,7 @@ use bitnet_kernels::cpu::{CpuBackend, affinity};
 use bitnet_kernels::device::Device;
 use bitnet_kernels::kv::PAGE;
 use bitnet_model::decoder::{LoadProgress, Model};
-use bitnet_model::format::Checkpoint;
+use bitnet_model::format::{Checkpoint, TokenizerSource};
 #[cfg(feature = "hub")]
 use bitnet_model::hub::{Hub, HubConfig, HubError, HubId};
 use bitnet_model::kv::page_bytes;
@@ -246,9 +246,23 @@ fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Error> {
     let tokenizer = Tokenizer::from_source(&checkpoint.tokenizer_source())?;
     let (tokens, rows) = (tokenizer.vocab_size(), checkpoint.config().vocab_size);
     match tokens > rows {
-        true => Err(Error::Vocabulary { tokenizer: tokens, model: rows }),
+        true => Err(Error::Vocabulary {
+            tokenizer_file: match checkpoint.tokenizer_source() {
+                TokenizerSource::Gguf(file, _) => file.into(),
+                TokenizerSource::Directory(directory) => directory.join("tokenizer.json"),
+            },
+            weights: embedding_file(checkpoint),
+            tokenizer: tokens,
+            model: rows,
+        }),
         false => Ok(tokenizer),
     }
+}
+
+fn embedding_file(checkpoint: &Checkpoint) -> PathBuf {
+    let embedding = checkpoint.tensors().find(|tensor| tensor.name == "model.embed_tokens.weight");
+    let embedding = embedding.expect("a checkpoint without one does not open");
+    checkpoint.files()[embedding.file].clone()
 }
 
 impl IntoFuture for ModelBuilder {

@@ -1,5 +1,7 @@
 //! Everything that can go wrong, by what the caller can do about it.
 
+use std::path::PathBuf;
+
 use bitnet_inference::{EngineError, InvalidConfig};
 use bitnet_kernels::cpu::isa::IsaError;
 use bitnet_kernels::cpu::placement::PlacementError;
@@ -26,9 +28,15 @@ pub enum Error {
     Chat(#[from] ChatError),
     /// The tokenizer makes tokens that the model does not have.
     #[error(
-        "the tokenizer has {tokenizer} tokens, but the model only {model}: they do not belong together"
+        "{}: the tokenizer has {tokenizer} tokens, but the embedding in {} only {model} rows: they do not belong together",
+        .tokenizer_file.display(),
+        .weights.display()
     )]
     Vocabulary {
+        /// Where the tokenizer is described.
+        tokenizer_file: PathBuf,
+        /// The file with the embedding.
+        weights: PathBuf,
         /// Tokens of the tokenizer.
         tokenizer: usize,
         /// Rows of the model's embedding.

@@ -60,3 +60,8 @@ pub use perplexity::{Perplexity, PerplexityInput, PerplexityMethod, PerplexityPr
 pub use prompt::Prompt;
 pub use quantization::{QuantizationType, UnknownQuantization};
 pub use stream::{BlockingGeneration, GenerationStream};
+
+/// The README's program.
+#[cfg(all(doctest, feature = "demo-model"))]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

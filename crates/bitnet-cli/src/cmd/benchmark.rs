@@ -13,14 +13,13 @@ use bitnet::bench::{
 };
 use bitnet::{BitNetModel, ModelBuilder, ModelConfig};
 use bitnet_kernels::cpu::topology::Topology;
-use clap::builder::TypedValueParser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use self::output::Format;
 use crate::args::ModelSource;
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::{load, threads};
+use crate::{load, numbers, threads};
 
 /// Measure how fast a model runs here, and how near that is to what the machine can do
 ///
@@ -34,24 +33,34 @@ pub struct BenchmarkArgs {
     #[arg(short, long, env = "BITNET_MODEL", hide_env_values = true, value_name = "MODEL")]
     #[arg(value_parser = ModelSource::parser())]
     model: Option<ModelSource>,
-    /// Numbers of compute threads, as 1,2,4; those above the number of processors are flagged [default: as elsewhere]
+    /// Numbers of compute threads, as 1,2,4; those above the number of processors are flagged [default: as for inference]
     #[arg(short, long, value_name = "N,…", value_delimiter = ',')]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=threads::MAX as i64).map(|n| n as usize))]
+    #[arg(allow_hyphen_values = true, value_parser = numbers::whole(1..=threads::MAX))]
     threads: Vec<usize>,
     /// SIMD levels, as sse,avx,avx2,avx512; those not available here are listed with the reason [default: the best]
     #[arg(long, value_name = "LEVEL,…", value_delimiter = ',')]
     simd_level: Vec<String>,
     /// Tokens of the prompt; 0 leaves it out
-    #[arg(short, long, value_name = "TOKENS", default_value_t = 512)]
+    #[arg(short, long, value_name = "TOKENS", default_value_t = 512, allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(0..=usize::MAX))]
     prompt_tokens: usize,
     /// Tokens to generate; 0 leaves it out
-    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 128)]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "TOKENS",
+        default_value_t = 128,
+        allow_hyphen_values = true
+    )]
+    #[arg(value_parser = numbers::whole(0..=usize::MAX))]
     max_tokens: usize,
-    /// Measurements of each
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    /// Measurements of each case
+    #[arg(long, value_name = "N", default_value_t = 3, allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(1..=usize::MAX))]
     iterations: usize,
-    /// Runs before them that are not counted
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    /// Runs before the measurements that are not counted
+    #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(0..=usize::MAX))]
     warmup: usize,
     /// Print one JSON object
     #[arg(long, help_heading = "Output")]

@@ -50,6 +50,7 @@ pub fn run(args: ChatArgs, console: &Console) -> Result<()> {
     if args.sampling.max_tokens == 0 {
         return Err(Failure::input("-n 0: an answer has at least one token").into());
     }
+    args.sampling.check()?;
     interrupt::install()?;
     let loaded = load::load(&args.model, console)?;
     check_template(&loaded.model)?;

@@ -13,6 +13,7 @@ use crate::args::Cli;
 /// For example, in ~/.bashrc: source <(bitnet-cli completions bash)
 #[derive(clap::Args)]
 pub struct CompletionsArgs {
+    /// The shell
     shell: Shell,
 }
 

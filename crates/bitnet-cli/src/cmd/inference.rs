@@ -13,7 +13,7 @@ use crate::failure::{Failure, Interrupted};
 use crate::interrupt::{self, Watch};
 use crate::load::{self, Loaded};
 use crate::pieces::{self, Next};
-use crate::{logits, text_input, timings};
+use crate::{logits, numbers, text_input, timings};
 
 use super::chat;
 
@@ -32,7 +32,8 @@ pub struct InferenceArgs {
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// The prompt as token ids, used as they are
-    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(0..=u32::MAX))]
     token_ids: Vec<u32>,
     /// Ask the prompt as a turn of a chat, in the form the model was trained on
     #[arg(long)]
@@ -55,6 +56,7 @@ pub struct InferenceArgs {
 
 pub fn run(args: InferenceArgs, console: &Console) -> Result<()> {
     args.check()?;
+    args.sampling.check()?;
     if args.conversation {
         let system = args.prompt.or(args.system);
         return chat::run(chat::ChatArgs::new(args.model, system, args.sampling), console);

@@ -24,7 +24,7 @@ pub struct InfoArgs {
     /// Show the processor and its SIMD levels only
     #[arg(long, conflicts_with = "model")]
     cpu: bool,
-    /// Show what this GGUF file or model directory holds as well
+    /// Show what this model holds as well: a GGUF file, a model directory, or hf:OWNER/NAME
     #[arg(short, long, value_name = "MODEL", value_parser = ModelSource::parser())]
     model: Option<ModelSource>,
     #[command(flatten)]

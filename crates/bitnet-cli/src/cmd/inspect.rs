@@ -23,7 +23,7 @@ pub struct InspectArgs {
     #[arg(short, long, env = "BITNET_MODEL", hide_env_values = true, value_name = "MODEL")]
     #[arg(value_parser = ModelSource::parser(), conflicts_with = "positional")]
     model: Option<ModelSource>,
-    /// The same without -m
+    /// The model, with or without -m before it
     #[arg(value_name = "MODEL", value_parser = ModelSource::parser(), required_unless_present = "model")]
     positional: Option<ModelSource>,
     /// List all tensors

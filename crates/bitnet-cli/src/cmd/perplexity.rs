@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::args::ModelArgs;
 use crate::console::Console;
 use crate::load::{self, Loaded};
-use crate::text_input;
+use crate::{numbers, text_input};
 
 /// Window if neither the command line nor the model's context says another.
 const WINDOW: usize = 512;
@@ -28,7 +28,8 @@ pub struct PerplexityArgs {
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
     /// Tokens of a window [default: --ctx-size, else 512 or the model's context if that is shorter]
-    #[arg(long, alias = "window", value_name = "TOKENS")]
+    #[arg(long, alias = "window", value_name = "TOKENS", allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(2..=usize::MAX))]
     ctx: Option<usize>,
     /// What is counted: llama.cpp, bos, bos-second-half, no-bos or documents (see --help)
     #[arg(long, value_name = "NAME", default_value = "llama.cpp", value_parser = method)]
@@ -40,13 +41,14 @@ pub struct PerplexityArgs {
 
 const METHODS: &str = "\
 Methods, each on windows of --ctx tokens; a last window that is not full is left out:
-  llama.cpp        As llama-perplexity: the text starts with BOS if the tokenizer says so, BOS replaces the
-                   first token of every window, and the tokens after the middle of each window count
+  llama.cpp        As llama-perplexity: the text starts with BOS if the
+                   tokenizer says so, BOS replaces the first token of every
+                   window, and the tokens after the window's middle count
   bos              BOS and ctx - 1 tokens of text; all of these count
   bos-second-half  The same windows; the second half counts
   no-bos           ctx tokens of text; all but the first count
-  documents        Texts separated by blank lines, each as BOS, text, EOS and cut to ctx tokens; all but
-                   BOS count";
+  documents        Texts separated by blank lines, each as BOS, text, EOS and
+                   cut to ctx tokens; all but BOS count";
 
 fn method(name: &str) -> Result<PerplexityMethod, String> {
     name.parse().map_err(|_| {

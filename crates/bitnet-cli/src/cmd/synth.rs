@@ -21,7 +21,7 @@ use self::plan::Plan;
 use self::preset::{Dimensions, Preset};
 use crate::console::Console;
 use crate::failure::Failure;
-use crate::report;
+use crate::{numbers, report};
 
 /// Write a GGUF file with random ternary weights, as large and as fast as a real model of its dimensions
 #[derive(clap::Args)]
@@ -44,7 +44,8 @@ pub struct SynthArgs {
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     head: Head,
     /// Same seed, same file
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(0..=u64::MAX))]
     seed: u64,
 }
 
@@ -52,30 +53,30 @@ pub struct SynthArgs {
 #[derive(clap::Args)]
 pub struct Sizes {
     /// Width of the residual stream
-    #[arg(long, value_name = "N", value_parser = size(), help_heading = "Dimensions")]
+    #[arg(long, value_name = "N", value_parser = size(), allow_hyphen_values = true, help_heading = "Dimensions")]
     hidden: Option<u32>,
     /// Width of the feed-forward layer
-    #[arg(long, value_name = "N", value_parser = size(), help_heading = "Dimensions")]
+    #[arg(long, value_name = "N", value_parser = size(), allow_hyphen_values = true, help_heading = "Dimensions")]
     ffn: Option<u32>,
     /// Decoder layers
-    #[arg(long, value_name = "N", value_parser = size(), help_heading = "Dimensions")]
+    #[arg(long, value_name = "N", value_parser = size(), allow_hyphen_values = true, help_heading = "Dimensions")]
     layers: Option<u32>,
     /// Query heads [default: as many as fill the hidden size]
-    #[arg(long, value_name = "N", value_parser = size(), help_heading = "Dimensions")]
+    #[arg(long, value_name = "N", value_parser = size(), allow_hyphen_values = true, help_heading = "Dimensions")]
     heads: Option<u32>,
     /// Key and value heads [default: as many as query heads]
-    #[arg(long, value_name = "N", value_parser = size(), help_heading = "Dimensions")]
+    #[arg(long, value_name = "N", value_parser = size(), allow_hyphen_values = true, help_heading = "Dimensions")]
     kv_heads: Option<u32>,
     /// Width of a head
-    #[arg(long, value_name = "N", value_parser = size(), help_heading = "Dimensions")]
+    #[arg(long, value_name = "N", value_parser = size(), allow_hyphen_values = true, help_heading = "Dimensions")]
     head_dim: Option<u32>,
     /// Tokens of the vocabulary
-    #[arg(long, value_name = "N", value_parser = size(), help_heading = "Dimensions")]
+    #[arg(long, value_name = "N", value_parser = size(), allow_hyphen_values = true, help_heading = "Dimensions")]
     vocab: Option<u32>,
 }
 
-fn size() -> clap::builder::RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(1..=1 << 24)
+fn size() -> impl Fn(&str) -> Result<u32, String> + Clone + Send + Sync {
+    numbers::whole(1..=1 << 24)
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -1,17 +1,18 @@
 //! `tokenize`: text to token ids and back.
 
-use std::io::{self, Write};
+use std::collections::{BTreeSet, HashMap};
+use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
 use anyhow::Result;
 use bitnet::{Checkpoint, Error, OpenOptions, Special, Tokenizer};
-use serde_json::json;
+use serde::ser::{Serialize, SerializeStruct, Serializer};
 
 use crate::args::ModelSource;
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::report::{Align, Table, plural};
-use crate::{load, text_input};
+use crate::{load, numbers, text_input};
 
 /// Turn text into token ids, or ids into text
 ///
@@ -25,7 +26,8 @@ pub struct TokenizeArgs {
     #[arg(short, long, value_name = "FILE", conflicts_with = "ids")]
     file: Option<PathBuf>,
     /// Turn these ids into text instead
-    #[arg(long, value_name = "ID,…", value_delimiter = ',')]
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(value_parser = numbers::whole(0..=u32::MAX))]
     ids: Vec<u32>,
     /// A GGUF file, a model directory, or hf:OWNER/NAME [default: the built-in demo]
     #[arg(short, long, env = "BITNET_MODEL", hide_env_values = true, value_name = "MODEL")]
@@ -53,12 +55,15 @@ pub fn run(args: &TokenizeArgs, console: &Console) -> Result<()> {
             check(&args.ids, tokenizer)?;
             (args.ids.clone(), tokenizer.decode(&args.ids, false))
         };
-        let mut out = io::stdout().lock();
+        // Not by lines, of which a long text has millions.
+        let mut out = BufWriter::new(io::stdout().lock());
         if args.json {
-            let pieces: Vec<_> = ids.iter().map(|id| tokenizer.decode(&[*id], false)).collect();
-            writeln!(out, "{}", json!({ "text": text, "ids": ids, "pieces": pieces }))?;
+            serde_json::to_writer(&mut out, &Tokens { text: &text, ids: &ids, tokenizer })
+                .map_err(io::Error::from)?;
+            writeln!(out)?;
         } else if args.ids.is_empty() {
-            out.write_all(pieces(&ids, tokenizer).as_bytes())?;
+            write_pieces(&ids, tokenizer, &mut out)?;
+            out.flush()?;
             console.note(&format!(
                 "{} for {}",
                 plural(ids.len(), "token"),
@@ -114,18 +119,50 @@ fn check(ids: &[u32], tokenizer: &Tokenizer) -> Result<(), Failure> {
     }
 }
 
-/// Ids, tokens as the vocabulary writes them, and their text in quotes.
-fn pieces(ids: &[u32], tokenizer: &Tokenizer) -> String {
+/// Writes ids, tokens as the vocabulary writes them, and their text in quotes.
+///
+/// A line is kept for each token that occurs, not for each time it does: a long text takes no more than its ids.
+fn write_pieces(ids: &[u32], tokenizer: &Tokenizer, out: &mut impl Write) -> io::Result<()> {
+    let distinct: BTreeSet<u32> = ids.iter().copied().collect();
     let mut table = Table::new(&[Align::Right, Align::Left, Align::Left]);
-    for id in ids {
-        let written = tokenizer.id_to_token(*id).unwrap_or_default().escape_debug().to_string();
-        let text = tokenizer.decode(&[*id], false);
+    for &id in &distinct {
+        let written = tokenizer.id_to_token(id).unwrap_or_default().escape_debug().to_string();
+        let text = tokenizer.decode(&[id], false);
         let text = match text.contains(char::REPLACEMENT_CHARACTER) {
-            _ if tokenizer.is_special(*id) => "control token".to_owned(),
+            _ if tokenizer.is_special(id) => "control token".to_owned(),
             true => "part of a character".to_owned(),
             false => format!("{text:?}"),
         };
         table.row([id.to_string(), written, text]);
     }
-    table.render("")
+    let table = table.render("");
+    let lines: HashMap<u32, &str> = distinct.into_iter().zip(table.lines()).collect();
+    ids.iter().try_for_each(|id| writeln!(out, "{}", lines[id]))
+}
+
+/// The JSON object, written as it is made.
+struct Tokens<'a> {
+    text: &'a str,
+    ids: &'a [u32],
+    tokenizer: &'a Tokenizer,
+}
+
+impl Serialize for Tokens<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_struct("Tokens", 3)?;
+        object.serialize_field("ids", self.ids)?;
+        object.serialize_field("pieces", &Pieces(self))?;
+        object.serialize_field("text", self.text)?;
+        object.end()
+    }
+}
+
+/// The text of each token.
+struct Pieces<'a>(&'a Tokens<'a>);
+
+impl Serialize for Pieces<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Tokens { ids, tokenizer, .. } = self.0;
+        serializer.collect_seq(ids.iter().map(|id| tokenizer.decode(&[*id], false)))
+    }
 }

@@ -45,6 +45,72 @@ fn flags_that_cannot_be_are_refused_with_the_reason() {
     table.iter().for_each(|(args, parts)| check(args, parts));
 }
 
+/// Every flag that takes a number, with what may be written instead: the message has the flag, the text and what was expected.
+#[test]
+fn flags_with_numbers_say_what_they_expect() {
+    const WHOLE: &str = "expected a whole number from ";
+    const REAL: &str = "expected a number such as";
+    let sampling = |run: &'static str| {
+        let whole =
+            ["--max-tokens", "--top-k", "--repeat-last-n", "--seed"].map(|flag| (flag, WHOLE));
+        let real = [
+            "--temperature",
+            "--top-p",
+            "--min-p",
+            "--repeat-penalty",
+            "--presence-penalty",
+            "--frequency-penalty",
+        ];
+        let all = whole.into_iter().chain(real.map(|flag| (flag, REAL)));
+        all.chain([("--ctx-size", WHOLE), ("--threads", "expected 0 (automatic) to 1024")])
+            .map(move |(flag, expected)| (run, flag, expected))
+    };
+    let others = [
+        ("run", "--token-ids"),
+        ("tokenize", "--ids"),
+        ("perplexity", "--ctx"),
+        ("bench", "--threads"),
+        ("bench", "--prompt-tokens"),
+        ("bench", "--max-tokens"),
+        ("bench", "--iterations"),
+        ("bench", "--warmup"),
+        ("synth", "--seed"),
+        ("synth", "--hidden"),
+        ("synth", "--ffn"),
+        ("synth", "--layers"),
+        ("synth", "--heads"),
+        ("synth", "--kv-heads"),
+        ("synth", "--head-dim"),
+        ("synth", "--vocab"),
+    ];
+    let others = others.map(|(command, flag)| (command, flag, WHOLE));
+    for (command, flag, expected) in sampling("run").chain(sampling("chat")).chain(others) {
+        for value in ["lots", "-x"] {
+            check(&[command, flag, value], &[flag, &format!("'{value}'"), expected]);
+        }
+        if expected == WHOLE {
+            for value in ["-1", "1.5", "99999999999999999999", ""] {
+                check(&[command, flag, value], &[flag, &format!("'{value}'"), expected]);
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_that_no_setting_can_be_are_refused_before_a_model_is_loaded() {
+    for command in ["run", "chat"] {
+        for (flag, name) in
+            [("--temperature", "temperature"), ("--top-p", "top_p"), ("--min-p", "min_p")]
+        {
+            for (value, shown) in [("-inf", "-inf"), ("inf", "inf"), ("NaN", "NaN"), ("-1", "-1")] {
+                let parts = [format!("`{name}` is {shown}"), format!("hint: {flag} sets it")];
+                let parts = parts.each_ref().map(String::as_str);
+                check(&[command, "-m", "/no/such/model.gguf", flag, value], &parts);
+            }
+        }
+    }
+}
+
 #[test]
 fn options_that_contradict_each_other_are_refused_with_the_reason() {
     let table: [(&[&str], &[&str]); 9] = [

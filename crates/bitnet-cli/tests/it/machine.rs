@@ -227,6 +227,52 @@ fn debug_logs_name_level_kernel_and_features_and_normal_runs_do_not() {
 }
 
 #[test]
+fn the_log_variable_decides_before_the_flags() {
+    // Levels of the log lines of a run with this variable and these flags.
+    let levels = |variable: &str, flags: &[&str]| {
+        let mut command = program();
+        command.args(["run", "-p", "Once", "-n", "1"]).args(flags).env("RUST_LOG", variable);
+        let end = Run::from(command.output().unwrap());
+        assert_eq!(end.code, Some(0), "{}", end.stderr);
+        assert!(!end.stdout.contains("INFO"), "{}", end.stdout);
+        ["INFO", "DEBUG"].map(|level| end.stderr.lines().any(|l| l.trim_start().starts_with(level)))
+    };
+    for (variable, flags, expected) in [
+        ("", &[][..], [false, false]),
+        ("", &["-v"], [true, false]),
+        ("", &["-vv"], [true, true]),
+        ("info", &[], [true, false]),
+        ("debug", &["-q"], [true, true]),
+        ("error", &["-vv"], [false, false]),
+        ("off", &["-v"], [false, false]),
+        ("warn,bitnet_cli=debug", &[], [true, true]),
+        ("warn,no_such_module=trace", &["-vv"], [false, false]),
+    ] {
+        assert_eq!(levels(variable, flags), expected, "RUST_LOG={variable} {flags:?}");
+    }
+}
+
+/// No machine has room for threads with such stacks, so the system refuses each.
+#[test]
+#[cfg(target_os = "linux")]
+fn refused_threads_are_a_failure_with_the_reason() {
+    let text = crate::testdata("README.md");
+    let text = text.to_str().unwrap();
+    for (args, message) in [
+        (&["perplexity", "-t", "2", "-f", text][..], "2 threads cannot be started: "),
+        (&["perplexity", "-t", "1", "-f", text], "the engine's thread cannot be started: "),
+        (&["run", "-p", "Once"], "cannot watch for Ctrl-C: "),
+    ] {
+        let mut command = program();
+        command.args(args).env("RUST_MIN_STACK", (1_u64 << 46).to_string());
+        let end = Run::from(command.output().unwrap());
+        assert_eq!((end.code, end.stdout.as_str()), (Some(1), ""), "{args:?}: {}", end.stderr);
+        let reason = format!("{message}Resource temporarily unavailable");
+        assert!(end.stderr.contains(&reason), "{args:?}: {}", end.stderr);
+    }
+}
+
+#[test]
 fn info_sizes_a_model_in_floats() {
     let path = crate::testdata("golden/gguf/bitnet-tiny-I2_S.gguf");
     let json = run(["info", "--json", "-m", path.to_str().unwrap()]).json();

@@ -77,11 +77,22 @@ impl Gguf {
         self.put(place, bytes)
     }
 
+    /// Where the data of tensors begins; that of `token_embd.weight` is first and has 384 rows of 256 f16 each.
+    fn data(&self) -> usize {
+        let last = self.after("blk.1.ffn_sub_norm.weight"); // a vector, so the offset comes after rank, length and type
+        let number = |place: usize| u64::from_le_bytes(self.0[place..][..8].try_into().unwrap());
+        self.0.len() - (number(last + 16) + 4 * number(last + 4)) as usize
+    }
+
     fn cut(mut self, len: usize) -> Self {
         self.0.truncate(len);
         self
     }
 }
+
+/// What a clone without Git LFS has in the place of a large file.
+const LFS: &[u8] =
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 1182412448\n";
 
 const SHAPE: usize = 4;
 const TYPE: usize = 20;
@@ -97,7 +108,18 @@ fn damaged_gguf_files_are_refused_with_the_reason() {
         (new().cut(0), &["header needs 4 bytes", "the file has 0", "incomplete"]),
         (new().cut(100), &["number of tensors is 24", "as the file has 100 bytes"]),
         (new().cut(len - 1), &["tensor `blk.1.ffn_sub_norm.weight`", "needs", "the file has"]),
-        (new().put(0, b"vers"), &["magic number is \"vers\"", "\"GGUF\""]),
+        (new().put(0, b"ggjt"), &["magic number is \"ggjt\"", "\"GGUF\""]),
+        (new().put(0, b"FUGG"), &["a big-endian GGUF file", "take the ordinary, little-endian"]),
+        (new().put(4, &[0, 0, 0, 3]), &["a big-endian GGUF file", "take the ordinary"]),
+        (
+            new().put(0, LFS),
+            &["this is a Git LFS pointer", "a GGUF file is needed", "git lfs pull"],
+        ),
+        (new().put(0, b"\n<!doctype HTML>"), &["this is a web page", "download the file"]),
+        (
+            Gguf(fs::read(testdata("golden/bitnet-tiny/model.safetensors")).unwrap()),
+            &["this is a safetensors file", "a GGUF file is needed", "call it model.safetensors"],
+        ),
         (new().put(4, &[4]), &["GGUF version 4", "2 and 3"]),
         (new().put(4, &[0]), &["GGUF version 0"]),
         (new().put(8, &n(1 << 60)), &["number of tensors is 1152921504606846976", "at most"]),
@@ -143,6 +165,10 @@ fn damaged_gguf_files_are_refused_with_the_reason() {
             &["`blk.0.attn_q.weight`, which an earlier tensor has"],
         ),
         (new().put(len - 4, &f32::NAN.to_le_bytes()), &["blk.1.ffn_sub_norm.weight", "is NaN"]),
+        (
+            new().put(new().data() + 2 * (383 * 256 + 7), &[0, 0xfc]),
+            &["m.gguf: row 383, column 7 of tensor `token_embd.weight` is -inf", "finite number"],
+        ),
     ];
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
@@ -187,9 +213,23 @@ fn damaged_directories_are_refused_with_the_reason() {
     let new = Directory::new;
     const CONFIG: &str = "config.json";
     const TOKENIZER: &str = "tokenizer.json";
+    const WEIGHTS: &str = "model.safetensors";
     let table: Vec<(Directory, &[&str])> = vec![
         (new().write(CONFIG, ""), &[CONFIG, "not the JSON", "line 1"]),
-        (new().write(CONFIG, "<!DOCTYPE html>"), &[CONFIG, "not the JSON", "HTML page"]),
+        (new().write(CONFIG, "<!DOCTYPE html>"), &[CONFIG, "this is a web page", "JSON is needed"]),
+        (new().write(CONFIG, LFS), &[CONFIG, "this is a Git LFS pointer", "git lfs pull"]),
+        (new().write(TOKENIZER, LFS), &[TOKENIZER, "this is a Git LFS pointer", "git lfs pull"]),
+        (new().write(TOKENIZER, "<html>"), &[TOKENIZER, "this is a web page", "download the file"]),
+        (
+            new().write(WEIGHTS, LFS),
+            &[WEIGHTS, "this is a Git LFS pointer", "a safetensors file is needed", "git lfs pull"],
+        ),
+        (new().write(WEIGHTS, "<!DOCTYPE html>"), &[WEIGHTS, "this is a web page"]),
+        (new().write(WEIGHTS, Gguf::new().0), &[WEIGHTS, "this is a GGUF file", ".gguf"]),
+        (
+            new().write(WEIGHTS, b"\0\0\0\0\0\0\0\x02{}"),
+            &[WEIGHTS, "a big-endian safetensors file", "little-endian"],
+        ),
         (new().write(CONFIG, "[".repeat(1 << 20)), &[CONFIG, "recursion limit"]),
         (new().write(CONFIG, b"{\"a\":\"\xff\"}"), &[CONFIG, "not the JSON"]),
         (new().write(CONFIG, " ".repeat((16 << 20) + 1)), &[CONFIG, "more than 16777216 bytes"]),
@@ -222,14 +262,14 @@ fn damaged_directories_are_refused_with_the_reason() {
         ),
         (
             new().edit(TOKENIZER, "\"vocab\": {", "\"vocab\": {\"zzz\": 384,"),
-            &["the tokenizer has 385 tokens, but the model only 384"],
+            &["tokenizer.json: the tokenizer has 385 tokens", "model.safetensors only 384 rows"],
         ),
-        (new().write("model.safetensors", ""), &["model.safetensors", "needs 8 bytes"]),
+        (new().write(WEIGHTS, ""), &[WEIGHTS, "needs 8 bytes"]),
         (
             new().write("model.safetensors", (1_u64 << 60).to_le_bytes()),
             &["length of the table is 1152921504606846976", "at most 16777216"],
         ),
-        (new().write("model.safetensors", b"\x02\0\0\0\0\0\0\0{}"), &["is missing", "needs it as"]),
+        (new().write(WEIGHTS, b"\x02\0\0\0\0\0\0\0{}"), &["is missing", "needs it as"]),
     ];
     for (directory, parts) in table {
         check(directory.0.path(), parts);

@@ -1,4 +1,7 @@
-use crate::{program, run, run_with_stdin, testdata};
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use crate::{Run, program, run, run_with_stdin, testdata};
 
 #[test]
 fn text_becomes_ids_and_ids_text() {
@@ -32,6 +35,48 @@ fn pieces_are_shown_aligned() {
     );
 }
 
+/// Memory that a program has used at most by the time its output begins, while it waits for someone to read the rest.
+#[cfg(target_os = "linux")]
+fn peak_memory_at_first_output(mut command: Command) -> u64 {
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn tokens_of_a_long_text_are_written_as_they_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("text");
+    std::fs::write(&file, "Once upon a time, a dog saw 17 cats. ".repeat(60_000)).unwrap();
+    for json in [&[][..], &["--json"]] {
+        let peak = |file: &std::path::Path| {
+            let mut command = program();
+            command.args(["tokenize", "-q", "-f"]).arg(file).args(json);
+            peak_memory_at_first_output(command)
+        };
+        let (short, long) = (peak(&testdata("README.md")), peak(&file));
+        // The text, twice where it is read, and four bytes for each of 800,000 tokens: below 10 MB. A list of rows took 220 MB.
+        assert!(long < short + (16 << 20), "{json:?}: {short} bytes, then {long}");
+    }
+}
+
+#[test]
+fn the_reader_of_a_list_may_leave() {
+    for args in [&["tokenize", "-q", "-f"][..], &["tokenize", "-q", "--json", "-f"]] {
+        let mut command = program();
+        command.args(args).arg(testdata("demo-model/heldout.txt"));
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdout.take().unwrap().read_exact(&mut [0; 1]).unwrap(); // and is closed
+        let end: Run = child.wait_with_output().unwrap().into();
+        assert_eq!((end.code, end.stderr.as_str()), (Some(0), ""), "{args:?}");
+    }
+}
+
 #[test]
 fn ids_and_text_together_are_refused() {
     assert_eq!(run(["tokenize", "x", "--ids", "1"]).code, Some(2));
@@ -52,9 +97,20 @@ fn every_shell_has_completions() {
 fn the_manual_page_has_every_subcommand() {
     let page = run(["man"]).text();
     assert!(page.starts_with(".ie") && page.contains(".TH bitnet-cli 1"), "{}", &page[..200]);
-    for name in ["INFERENCE", "CHAT", "TOKENIZE", "INFO", "COMPLETIONS"] {
+    for name in ["INFERENCE", "CHAT", "TOKENIZE", "INFO", "COMPLETIONS", "ENVIRONMENT", "NOTES"] {
         assert!(page.contains(&format!("\n.SH {name}\n")), "{name}");
     }
+    assert!(page.contains("\n\\fBinference, run\\fR\n"), "commands have their aliases");
+    let of_inference = &page[page.find("\n.SH INFERENCE\n").unwrap()..];
+    let of_inference = &of_inference[..of_inference.find("\n.SH CHAT\n").unwrap()];
+    for part in [".SS SYNOPSIS\n", ".SS OPTIONS\n", ".SS Sampling\n"] {
+        assert!(
+            of_inference.to_lowercase().contains(&part.to_lowercase()),
+            "{part}\n{of_inference}"
+        );
+    }
+    assert!(page.contains("bos\\-second\\-half  The same windows"), "the methods of perplexity");
+    assert!(!page.contains("(1)\n"), "there is no page but this one: {page}");
 }
 
 #[test]

@@ -40,11 +40,37 @@ fn draw(scheduler: &mut Scheduler, plan: &Plan, token: impl Fn(usize) -> u32) ->
     plan.entries.iter().map(&mut count).collect()
 }
 
+fn plan(scheduler: &mut Scheduler) -> Option<Plan> {
+    let mut plan = Plan::default();
+    scheduler.plan(&mut plan).then_some(plan)
+}
+
+fn batch(scheduler: &Scheduler, plan: &Plan) -> Batch {
+    let mut batch = Batch::default();
+    scheduler.fill(&mut batch, plan);
+    batch
+}
+
+/// What a step brought for one sequence.
+struct Event {
+    id: SeqId,
+    tokens: Vec<u32>,
+    finished: Option<Finished>,
+}
+
+fn commit(scheduler: &mut Scheduler, plan: &Plan, drawn: &[usize]) -> Vec<Event> {
+    let mut events = Vec::new();
+    scheduler.commit(plan, drawn, |id, tokens, finished| {
+        events.push(Event { id, tokens: tokens.to_vec(), finished });
+    });
+    events
+}
+
 /// Plans and commits a step in which every token drawn is `token`. Returns tokens by sequence, and the events.
 fn step(scheduler: &mut Scheduler, token: u32) -> (Vec<(u64, usize)>, Vec<Event>) {
-    let plan = scheduler.plan().expect("there is something to do");
+    let plan = plan(scheduler).expect("there is something to do");
     let drawn = draw(scheduler, &plan, |_| token);
-    let events = scheduler.commit(&plan, &drawn);
+    let events = commit(scheduler, &plan, &drawn);
     (plan.entries.iter().map(|entry| (entry.id.0, entry.count)).collect(), events)
 }
 
@@ -112,8 +138,8 @@ fn the_wanted_rows_are_those_of_the_batch() {
     let mut scheduler = Scheduler::new(LIMITS);
     scheduler.add(generate(5, 2));
     scheduler.add(Request { ids: vec![2; 6], work: Work::Score { from: 4 } });
-    let plan = scheduler.plan().unwrap();
-    let batch = scheduler.batch(&plan);
+    let plan = plan(&mut scheduler).unwrap();
+    let batch = batch(&scheduler, &plan);
     assert_eq!(batch.ids, [1, 1, 1, 1, 1, 2, 2, 2, 2, 2]);
     assert_eq!(batch.outputs, [4, 8, 9]); // the last token of one, tokens 3 and 4 of the other
 }
@@ -191,14 +217,14 @@ fn a_draft_that_is_right_saves_steps_and_a_wrong_one_costs_nothing_but_time() {
     let mut scheduler = Scheduler::new(LIMITS);
     scheduler.add(generate_with(DraftStrategy::Ngram, 10, 12));
     let mut steps = Vec::new();
-    while let Some(plan) = scheduler.plan() {
+    while let Some(plan) = plan(&mut scheduler) {
         assert_eq!(
-            scheduler.batch(&plan).len(),
+            batch(&scheduler, &plan).len(),
             plan.entries[0].count + plan.entries[0].draft.len()
         );
         scheduler.observe(&plan, Duration::from_millis(1));
         let drawn = draw(&mut scheduler, &plan, |index| if index == 15 { 2 } else { 1 });
-        scheduler.commit(&plan, &drawn);
+        commit(&mut scheduler, &plan, &drawn);
         steps.push((plan.entries[0].draft.len(), drawn[0]));
     }
     // The first answer step is timed without a draft. The token after index 15 is not what the draft says.
@@ -244,11 +270,11 @@ proptest! {
                 wanted.insert(scheduler.add(request), left);
             }
             pause = pause.saturating_sub(1);
-            let Some(plan) = scheduler.plan() else {
+            let Some(plan) = plan(&mut scheduler) else {
                 prop_assert!(scheduler.is_idle(), "work is left, but there is no plan");
                 continue;
             };
-            let batch = scheduler.batch(&plan);
+            let batch = batch(&scheduler, &plan);
             prop_assert!(batch.len() <= max_batch_tokens && batch.outputs.len() <= limits.max_outputs);
             prop_assert!(plan.entries.len() <= max_batch_size);
             let held: Vec<u32> = scheduler.running.iter().flat_map(|s| s.pages.clone()).collect();
@@ -264,7 +290,7 @@ proptest! {
                 }
                 prop_assert!(*drawn <= 1 + entry.draft.len());
             }
-            for event in scheduler.commit(&plan, &drawn) {
+            for event in commit(&mut scheduler, &plan, &drawn) {
                 let left = wanted.get_mut(&event.id).unwrap();
                 left.0 -= event.tokens.len();
                 prop_assert_eq!(event.finished.is_some(), *left == (0, 0));

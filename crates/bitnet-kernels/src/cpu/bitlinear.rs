@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::isa::Isa;
 use super::packed::{PANEL_ROWS, PackedTernary};
 use crate::activation::QuantizedRows;
-use crate::ternary::{CODES_PER_WORD, WeightScale};
+use crate::ternary::WeightScale;
 
 /// A ternary matrix in panels, with its scale.
 pub struct CpuTernary {
@@ -49,7 +49,7 @@ impl Part<'_> {
             WeightScale::Groups { size, scales } => {
                 y.fill(0.0);
                 let groups = self.w.packed.cols().div_ceil(*size);
-                let blocks = size / CODES_PER_WORD;
+                let blocks = size / self.w.packed.packing().block_cols();
                 for group in 0..groups {
                     self.integers(isa, group * blocks..all.end.min((group + 1) * blocks), sums);
                     let of = |row| scales[row * groups + group];

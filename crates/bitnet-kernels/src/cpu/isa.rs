@@ -164,7 +164,7 @@ impl Isa {
 
     /// `out[t][r] = Σ w·q`, exactly, for `tokens` of `x` by the rows of `panels`, over the columns of `blocks`.
     ///
-    /// `panels` counts in [`super::packed::PANEL_ROWS`], `blocks` in [`super::packed::BLOCK_COLS`]: all of
+    /// `panels` counts in [`super::packed::PANEL_ROWS`], `blocks` in [`super::packed::Packing::block_cols`]: all of
     /// `0..w.blocks_per_panel()`, or a group with a scale of its own. `out` is `[tokens.len(), panels.len() · 16]`,
     /// the rows that pad the last panel included (as zeros). All tiers give the same, whatever the number of tokens.
     ///

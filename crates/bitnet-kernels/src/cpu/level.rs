@@ -110,6 +110,7 @@ pub struct CpuFeatures {
     pub avx512bw: bool,
     pub avx512vl: bool,
     pub avx512vnni: bool,
+    pub avx512vbmi: bool,
     pub neon: bool,
     pub dotprod: bool,
 }
@@ -131,6 +132,7 @@ impl CpuFeatures {
             avx512bw: is_x86_feature_detected!("avx512bw"),
             avx512vl: is_x86_feature_detected!("avx512vl"),
             avx512vnni: is_x86_feature_detected!("avx512vnni"),
+            avx512vbmi: is_x86_feature_detected!("avx512vbmi"),
             ..Self::default()
         };
         #[cfg(target_arch = "aarch64")]

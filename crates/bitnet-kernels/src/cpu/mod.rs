@@ -231,7 +231,10 @@ impl Backend for CpuBackend {
 
     fn upload_ternary(&self, weights: TernaryMatrix) -> CpuTernary {
         self.packed.fetch_add(1, Ordering::Relaxed);
-        CpuTernary { packed: PackedTernary::pack(&weights), scale: weights.scale().clone() }
+        CpuTernary {
+            packed: PackedTernary::pack(&weights, packed::Packing::TwoBits),
+            scale: weights.scale().clone(),
+        }
     }
 
     fn upload_dense(&self, weights: DenseMatrix) -> DenseMatrix {

@@ -1,39 +1,113 @@
 //! Ternary weights in the order in which the CPU kernels read them.
 //!
-//! Sixteen rows form a panel, and a block is a panel's share of sixteen columns: 64 bytes, one cache line.
-//! Byte `4·r + q` of block `b` holds, for row `r` of the panel, the codes of columns `16·b + 4·j + q` in bits `2·j`.
-//! So four neighbouring bytes, masked to one bit field, meet four neighbouring activations, which is the operand of
+//! Sixteen rows form a panel, and a block is a panel's share of some columns: 64 bytes, one cache line. With two bits a
+//! weight that is sixteen columns: byte `4·r + q` of block `b` holds, for row `r` of the panel, the codes of columns
+//! `16·b + 4·j + q` in bits `2·j`, `j` from 0 to 3. With five trits a byte it is twenty columns: the byte is the sum of
+//! the codes of columns `20·b + 4·j + q` times 1, 3, 9, 27 and 84, `j` from 0 to 4, so 248 at most. (84 and not 81, so
+//! that the upper six bits alone tell the highest digit, which saves two instructions of fifteen where tables are large.)
+//! In both, one digit of four neighbouring bytes meets four neighbouring activations, which is the operand of
 //! `vpdpbusd`, `vpmaddubsw` and `sdot` alike: no sums across lanes, no permuted activations, and a vector of any
 //! width holds whole rows. Panels follow each other, so a thread's share of a matrix is one sequential stream.
 
-use crate::ternary::{CODES_PER_WORD, TernaryMatrix, ZERO_WORD, words_per_row};
+use std::fmt;
+use std::str::FromStr;
+
+use crate::ternary::{CODES_PER_WORD, TernaryMatrix, WeightScale, ZERO_WORD, words_per_row};
 
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = 16;
 
-/// Columns of a block.
-pub const BLOCK_COLS: usize = CODES_PER_WORD;
-
 /// The widest matrix that can be packed. Kernels add up 128 · 127 for every four columns in 32 bits, which holds for
-/// 528 000; the widest layer of any published model has 45 568.
+/// 528 000, or 168 · 127 for four of every twenty, which holds for 503 000; the widest layer of any published model has
+/// 45 568.
 pub const MAX_COLS: usize = 500_000;
 
-/// Sixteen columns of a panel.
+/// What the digits of five trits in a byte are worth.
+pub(crate) const TRIT_WORTH: [u8; 5] = [1, 3, 9, 27, 84];
+
+/// Bytes of codes, one to a byte, in a word: `1` in each.
+const ONES: u32 = 0x0101_0101;
+
+/// How many weights share a byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Packing {
+    /// Four, in two bits each: quickest to unpack.
+    #[default]
+    TwoBits,
+    /// Five, as the digits of a number, nearly in base 3: 1.6 bits each, a fifth less to read from memory.
+    FiveTrits,
+}
+
+impl Packing {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::TwoBits, Self::FiveTrits];
+
+    /// Weights in a byte, and so groups of four columns in a block.
+    pub const fn weights_per_byte(self) -> usize {
+        match self {
+            Self::TwoBits => 4,
+            Self::FiveTrits => 5,
+        }
+    }
+
+    /// Columns of a block.
+    pub const fn block_cols(self) -> usize {
+        4 * self.weights_per_byte()
+    }
+
+    /// The name that [`FromStr`] reads.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TwoBits => "2bit",
+            Self::FiveTrits => "1.6bit",
+        }
+    }
+
+    /// Whether a matrix with such scales can be packed so: no block may lie in two groups of columns.
+    pub fn suits(self, scale: &WeightScale) -> bool {
+        match scale {
+            WeightScale::Tensor(_) | WeightScale::Rows(_) => true,
+            WeightScale::Groups { size, .. } => size.is_multiple_of(self.block_cols()),
+        }
+    }
+}
+
+impl fmt::Display for Packing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that is no [`Packing`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no packing of weights; there are 2bit and 1.6bit")]
+pub struct UnknownPacking(String);
+
+impl FromStr for Packing {
+    type Err = UnknownPacking;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPacking> {
+        let named = |packing: &Self| packing.name() == name;
+        Self::ALL.into_iter().find(named).ok_or_else(|| UnknownPacking(name.to_owned()))
+    }
+}
+
+/// A panel's share of [`Packing::block_cols`] columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Block(pub(crate) [u8; 64]);
 
 impl Block {
-    fn from_words(words: [u32; PANEL_ROWS]) -> Self {
+    fn from_quads(quads: [u32; PANEL_ROWS]) -> Self {
         let mut bytes = [0; 64];
-        for (quad, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(words) {
-            *quad = word.to_le_bytes();
+        for (bytes, quad) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(quads) {
+            *bytes = quad.to_le_bytes();
         }
         Self(bytes)
     }
 
-    /// One row's sixteen codes, arranged as in [`crate::ternary`].
-    pub fn word(&self, row: usize) -> u32 {
+    /// One row's four bytes.
+    fn quad(&self, row: usize) -> u32 {
         u32::from_le_bytes(self.0.as_chunks::<4>().0[row])
     }
 }
@@ -41,6 +115,7 @@ impl Block {
 /// The codes of a [`TernaryMatrix`] in panels; its scales stay with whoever packed it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PackedTernary {
+    packing: Packing,
     rows: usize,
     cols: usize,
     blocks_per_panel: usize,
@@ -52,22 +127,45 @@ impl PackedTernary {
     ///
     /// # Panics
     /// If it is wider than [`MAX_COLS`]; a loader refuses such a model before.
-    pub fn pack(matrix: &TernaryMatrix) -> Self {
+    pub fn pack(matrix: &TernaryMatrix, packing: Packing) -> Self {
         let (rows, cols) = (matrix.rows(), matrix.cols());
         assert!(cols <= MAX_COLS, "{cols} columns could overflow 32 bits");
-        let blocks_per_panel = words_per_row(cols);
+        let blocks_per_panel = cols.div_ceil(packing.block_cols());
         let panels = rows.div_ceil(PANEL_ROWS);
         let mut blocks = Vec::with_capacity(panels * blocks_per_panel);
-        let padding = vec![ZERO_WORD; blocks_per_panel];
+        let padding = vec![ZERO_WORD; words_per_row(cols)];
+        let mut trits = vec![[0; PANEL_ROWS]; blocks_per_panel];
         for panel in 0..panels {
             let words: [&[u32]; PANEL_ROWS] = std::array::from_fn(|r| {
                 let row = panel * PANEL_ROWS + r;
                 if row < rows { matrix.row(row) } else { &padding[..] }
             });
-            let block = |b: usize| Block::from_words(std::array::from_fn(|r| words[r][b]));
-            blocks.extend((0..blocks_per_panel).map(block));
+            match packing {
+                Packing::TwoBits => {
+                    let block = |b: usize| Block::from_quads(std::array::from_fn(|r| words[r][b]));
+                    blocks.extend((0..blocks_per_panel).map(block));
+                }
+                Packing::FiveTrits => {
+                    for (r, words) in words.iter().enumerate() {
+                        trits_of_row(words, r, &mut trits);
+                    }
+                    blocks.extend(trits.iter().map(|quads| Block::from_quads(*quads)));
+                }
+            }
         }
-        Self { rows, cols, blocks_per_panel, blocks }
+        Self { packing, rows, cols, blocks_per_panel, blocks }
+    }
+
+    /// A matrix of `panels` by `blocks_per_panel` blocks with all weights -1, for timing.
+    pub(super) fn blank(packing: Packing, panels: usize, blocks_per_panel: usize) -> Self {
+        let blocks = vec![Block([0; 64]); panels * blocks_per_panel];
+        let (rows, cols) = (panels * PANEL_ROWS, blocks_per_panel * packing.block_cols());
+        Self { packing, rows, cols, blocks_per_panel, blocks }
+    }
+
+    /// How many weights share a byte.
+    pub fn packing(&self) -> Packing {
+        self.packing
     }
 
     /// Output features.
@@ -85,7 +183,7 @@ impl PackedTernary {
         self.rows.div_ceil(PANEL_ROWS)
     }
 
-    /// Blocks of [`BLOCK_COLS`] columns, the last one padded.
+    /// Blocks of [`Packing::block_cols`] columns, the last one padded.
     pub fn blocks_per_panel(&self) -> usize {
         self.blocks_per_panel
     }
@@ -102,23 +200,56 @@ impl PackedTernary {
 
     /// The words of one row, as [`TernaryMatrix::row`] gives them.
     pub fn row_words(&self, row: usize) -> impl Iterator<Item = u32> {
-        self.panel(row / PANEL_ROWS).iter().map(move |block| block.word(row % PANEL_ROWS))
+        let (panel, row) = (self.panel(row / PANEL_ROWS), row % PANEL_ROWS);
+        (0..words_per_row(self.cols)).map(move |word| match self.packing {
+            Packing::TwoBits => panel[word].quad(row),
+            Packing::FiveTrits => {
+                // The last word may reach past the last block.
+                let codes = |quad: usize| {
+                    panel.get(quad / 5).map_or(ONES, |b| digit(b.quad(row), quad % 5))
+                };
+                let quads = CODES_PER_WORD / 4;
+                (0..quads).fold(0, |all, i| all | codes(quads * word + i) << (2 * i))
+            }
+        })
     }
+}
+
+/// Fills row `r` of the blocks of a panel: five trits a byte from two bits a code.
+fn trits_of_row(words: &[u32], r: usize, blocks: &mut [[u32; PANEL_ROWS]]) {
+    // Five words are four blocks, twenty groups of four columns.
+    for (words, blocks) in words.chunks(5).zip(blocks.chunks_mut(4)) {
+        let mut five = [ZERO_WORD; 5];
+        five[..words.len()].copy_from_slice(words);
+        let codes = |quad: usize| five[quad / 4] >> (2 * (quad % 4)) & (3 * ONES);
+        for (b, block) in blocks.iter_mut().enumerate() {
+            // No byte carries into its neighbour: each stays below 249.
+            let digit = |j: usize| codes(5 * b + j) * u32::from(TRIT_WORTH[j]);
+            block[r] = (0..5).map(digit).sum();
+        }
+    }
+}
+
+/// Digit `j` of four bytes of five trits.
+fn digit(quad: u32, j: usize) -> u32 {
+    u32::from_le_bytes(quad.to_le_bytes().map(|byte| match j {
+        4 => byte / TRIT_WORTH[4],
+        _ => byte % TRIT_WORTH[4] / TRIT_WORTH[j] % 3,
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ternary::WeightScale;
 
-    fn check(rows: usize, cols: usize) {
+    fn check(rows: usize, cols: usize, packing: Packing) {
         let values: Vec<i8> = (0..rows * cols).map(|i| (i * i % 7 % 3) as i8 - 1).collect();
         let matrix = TernaryMatrix::from_values(rows, cols, &values, WeightScale::Tensor(1.0));
-        let packed = PackedTernary::pack(&matrix);
+        let packed = PackedTernary::pack(&matrix, packing);
         for row in 0..packed.panels() * PANEL_ROWS {
             let words: Vec<u32> = packed.row_words(row).collect();
             if row < rows {
-                assert_eq!(words, matrix.row(row), "row {row} of {rows}x{cols}");
+                assert_eq!(words, matrix.row(row), "row {row} of {rows}x{cols}, {packing}");
             } else {
                 assert!(words.iter().all(|&word| word == ZERO_WORD), "row {row} is padding");
             }
@@ -128,19 +259,47 @@ mod tests {
     #[test]
     fn rows_survive_packing_at_every_size() {
         for rows in [0, 1, 5, 15, 16, 17, 48, 100] {
-            for cols in [1, 15, 16, 17, 20, 100, 320] {
-                check(rows, cols);
+            for cols in [1, 15, 16, 17, 19, 20, 21, 32, 79, 80, 81, 100, 320] {
+                Packing::ALL.into_iter().for_each(|packing| check(rows, cols, packing));
             }
         }
     }
 
+    fn block_with_one_positive_weight(row: usize, col: usize, packing: Packing) -> (usize, Block) {
+        let mut values = vec![0; 32 * 48];
+        values[row * 48 + col] = 1;
+        let matrix = TernaryMatrix::from_values(32, 48, &values, WeightScale::Tensor(1.0));
+        let b = col / packing.block_cols();
+        (4 * (row % PANEL_ROWS) + col % 4, PackedTernary::pack(&matrix, packing).panel(1)[b])
+    }
+
     #[test]
     fn a_byte_holds_four_columns_of_one_row() {
-        let mut values = vec![0; 32 * 48];
-        values[21 * 48 + 16 + 4 * 2 + 3] = 1; // row 5 of panel 1, block 1, j = 2, q = 3
-        let matrix = TernaryMatrix::from_values(32, 48, &values, WeightScale::Tensor(1.0));
-        let block = PackedTernary::pack(&matrix).panel(1)[1];
+        let (place, block) = block_with_one_positive_weight(21, 16 + 4 * 2 + 3, Packing::TwoBits);
         let changed: Vec<_> = (0..64).filter(|&i| block.0[i] != 0x55).collect();
-        assert_eq!((changed, block.0[4 * 5 + 3]), (vec![4 * 5 + 3], 0b01_10_01_01));
+        assert_eq!((changed, block.0[place]), (vec![4 * 5 + 3], 0b01_10_01_01));
+    }
+
+    #[test]
+    fn a_byte_holds_five_columns_of_one_row() {
+        let (place, block) = block_with_one_positive_weight(21, 20 + 4 * 3 + 1, Packing::FiveTrits);
+        let changed: Vec<_> = (0..64).filter(|&i| block.0[i] != 124).collect(); // 1 + 3 + 9 + 27 + 84
+        assert_eq!((changed, block.0[place]), (vec![4 * 5 + 1], 1 + 3 + 9 + 2 * 27 + 84));
+    }
+
+    #[test]
+    fn a_packing_is_found_by_its_name() {
+        for packing in Packing::ALL {
+            assert_eq!(packing.name().parse(), Ok(packing));
+        }
+        let error = "3bit".parse::<Packing>().unwrap_err().to_string();
+        assert_eq!(error, "`3bit` is no packing of weights; there are 2bit and 1.6bit");
+    }
+
+    #[test]
+    fn groups_of_columns_must_hold_whole_blocks() {
+        let groups = |size| WeightScale::Groups { size, scales: Vec::new() };
+        assert!(Packing::TwoBits.suits(&groups(64)) && !Packing::FiveTrits.suits(&groups(64)));
+        assert!(Packing::FiveTrits.suits(&groups(160)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::packed::{BLOCK_COLS, Block, PANEL_ROWS, PackedTernary};
+use super::packed::{Block, PANEL_ROWS, PackedTernary, Packing};
 use crate::activation::QuantizedRows;
 
 /// Panels that are multiplied with all tokens before the next ones are touched: 256 rows, 160 KB at 2560 columns.
@@ -30,6 +30,8 @@ pub(crate) trait TileKernel: Copy {
 
 /// The operands of one call of a kernel.
 pub(crate) struct Tile<'a> {
+    /// How to read the panels.
+    pub packing: Packing,
     /// Consecutive panels, at least one, all cut to the same blocks.
     pub panels: &'a [&'a [Block]],
     /// Activations of the same columns.
@@ -47,11 +49,11 @@ pub(crate) struct Tokens<'a> {
 }
 
 impl<'a> Tokens<'a> {
-    fn new(x: &'a QuantizedRows, tokens: Range<usize>, blocks: &Range<usize>) -> Self {
-        let first = tokens.start * x.stride() + blocks.start * BLOCK_COLS;
-        let last = (tokens.end - 1) * x.stride() + blocks.end * BLOCK_COLS;
+    fn new(x: &'a QuantizedRows, tokens: Range<usize>, columns: Range<usize>) -> Self {
+        let first = tokens.start * x.stride() + columns.start;
+        let last = (tokens.end - 1) * x.stride() + columns.end;
         let quads = x.values()[first..last].as_chunks().0;
-        Self { quads, stride: x.stride() / 4, columns: blocks.len() * BLOCK_COLS / 4 }
+        Self { quads, stride: x.stride() / 4, columns: columns.len() / 4 }
     }
 
     /// All groups of four of one token.
@@ -60,9 +62,9 @@ impl<'a> Tokens<'a> {
         &self.quads[token * self.stride..][..self.columns]
     }
 
-    /// One token in groups of sixteen, as blocks have them.
+    /// One token in groups of `QUADS` times four, as blocks have them.
     #[inline(always)]
-    pub fn blocks(&self, token: usize) -> &'a [[[i8; 4]; 4]] {
+    pub fn blocks<const QUADS: usize>(&self, token: usize) -> &'a [[[i8; 4]; QUADS]] {
         self.quads(token).as_chunks().0
     }
 }
@@ -128,7 +130,7 @@ impl<'a> Product<'a> {
         let stride = self.panels.len() * PANEL_ROWS;
         let mut room = [0; MAX_TOKENS];
         let sums = self.sums(tokens.clone(), &mut room);
-        let x = Tokens::new(self.x, tokens.clone(), &self.blocks);
+        let x = Tokens::new(self.x, tokens.clone(), self.columns());
         let out = &mut out[(tokens.start - self.tokens.start) * stride..];
         for group in split(panels, K::PANELS) {
             let first_row = (group.start - self.panels.start) * PANEL_ROWS;
@@ -136,9 +138,15 @@ impl<'a> Product<'a> {
             for (slice, panel) in slices.iter_mut().zip(group.clone()) {
                 *slice = &self.w.panel(panel)[self.blocks.clone()];
             }
-            let tile = Tile { panels: &slices[..group.len()], x, sums };
+            let tile = Tile { packing: self.w.packing(), panels: &slices[..group.len()], x, sums };
             kernel.run(&tile, Out { values: &mut out[first_row..], stride });
         }
+    }
+
+    /// The columns of this product, those that pad the last block included.
+    fn columns(&self) -> Range<usize> {
+        let per_block = self.w.packing().block_cols();
+        self.blocks.start * per_block..self.blocks.end * per_block
     }
 
     /// The sum of each token's activations over the columns of this product.
@@ -146,7 +154,7 @@ impl<'a> Product<'a> {
         if self.blocks == (0..self.w.blocks_per_panel()) {
             return &self.x.sum[tokens];
         }
-        let columns = self.blocks.start * BLOCK_COLS..self.blocks.end * BLOCK_COLS;
+        let columns = self.columns();
         let sums = &mut room[..tokens.len()];
         for (sum, token) in sums.iter_mut().zip(tokens) {
             *sum = self.x.row(token)[columns.clone()].iter().map(|&q| i32::from(q)).sum();

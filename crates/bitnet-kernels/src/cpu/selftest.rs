@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::packed::{BLOCK_COLS, PANEL_ROWS, PackedTernary};
+use super::packed::{PANEL_ROWS, PackedTernary, Packing};
 use super::product::Product;
 use crate::activation::QuantizedRows;
 use crate::scalar;
@@ -14,10 +14,11 @@ use crate::ternary::{TernaryMatrix, WeightScale};
 /// A product that came out wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "self-test `{case}` with {tokens} tokens: row {row} of token {token} is {found}, but the definition gives {expected}"
+    "self-test `{case}` of {packing} weights with {tokens} tokens: row {row} of token {token} is {found}, but the definition gives {expected}"
 )]
 pub struct WrongProduct {
     case: &'static str,
+    packing: Packing,
     tokens: usize,
     row: usize,
     token: usize,
@@ -25,21 +26,29 @@ pub struct WrongProduct {
     expected: i32,
 }
 
-/// Holds `run` against the oracle: each number of tokens that has a kernel of its own, odd panels, padding, the
-/// values that come nearest to overflow, and a slice of the columns.
+/// Holds `run` against the oracle in both packings: each number of tokens that has a kernel of its own, odd panels,
+/// padding, the values that come nearest to overflow, and a slice of the columns.
 pub(super) fn check(run: impl Fn(&Product<'_>, &mut [i32])) -> Result<(), WrongProduct> {
-    let mixed = Case::new("mixed", mixed_matrix(40, 84), mixed_rows(13, 84), 0..6);
-    for tokens in 1..=13 {
-        mixed.check(tokens, &run)?;
+    for packing in Packing::ALL {
+        let case = |name, matrix: TernaryMatrix, x, blocks: Range<usize>| {
+            Case::new(name, PackedTernary::pack(&matrix, packing), &matrix, x, blocks)
+        };
+        let all = 0..84_usize.div_ceil(packing.block_cols());
+        let mixed = case("mixed", mixed_matrix(40, 84), mixed_rows(13, 84), all);
+        for tokens in 1..=13 {
+            mixed.check(tokens, &run)?;
+        }
+        let slice = case("slice", mixed_matrix(40, 84), mixed_rows(3, 84), 2..4);
+        slice.check(1, &run)?;
+        slice.check(3, &run)?;
+        // 33 blocks: one more than the longest run of 16-bit sums.
+        let cols = 33 * packing.block_cols();
+        let (matrix, x) = (extreme_matrix(PANEL_ROWS, cols), extreme_rows(4, cols));
+        let extreme = case("extreme", matrix, x, 0..33);
+        extreme.check(1, &run)?;
+        extreme.check(4, &run)?;
     }
-    let slice = Case::new("slice", mixed_matrix(40, 84), mixed_rows(3, 84), 2..5);
-    slice.check(1, &run)?;
-    slice.check(3, &run)?;
-    // 33 blocks: one more than the longest run of 16-bit sums.
-    let (matrix, x) = (extreme_matrix(PANEL_ROWS, 33 * 16), extreme_rows(4, 33 * 16));
-    let extreme = Case::new("extreme", matrix, x, 0..33);
-    extreme.check(1, &run)?;
-    extreme.check(4, &run)
+    Ok(())
 }
 
 struct Case {
@@ -54,18 +63,13 @@ struct Case {
 impl Case {
     fn new(
         name: &'static str,
-        matrix: TernaryMatrix,
+        w: PackedTernary,
+        matrix: &TernaryMatrix,
         x: QuantizedRows,
         blocks: Range<usize>,
     ) -> Self {
-        let columns = blocks.start * BLOCK_COLS..(blocks.end * BLOCK_COLS).min(x.cols());
-        let (words, q) =
-            (|row| &matrix.row(row)[blocks.clone()], |token| &x.row(token)[columns.clone()]);
-        let rows = matrix.rows();
-        let expected = (0..x.rows() * rows)
-            .map(|i| scalar::ternary::dot(words(i % rows), q(i / rows)))
-            .collect();
-        Self { name, w: PackedTernary::pack(&matrix), x, blocks, expected }
+        let expected = expected(matrix, &x, blocks.clone(), w.packing());
+        Self { name, w, x, blocks, expected }
     }
 
     fn check(
@@ -80,12 +84,29 @@ impl Case {
         let found = out.chunks(w.panels() * PANEL_ROWS).map(|out| &out[..w.rows()]);
         for (token, (found, expected)) in found.zip(self.expected.chunks(w.rows())).enumerate() {
             if let Some(row) = (0..w.rows()).find(|&row| found[row] != expected[row]) {
-                let (case, found, expected) = (self.name, found[row], expected[row]);
-                return Err(WrongProduct { case, tokens, row, token, found, expected });
+                let (case, packing) = (self.name, w.packing());
+                let (found, expected) = (found[row], expected[row]);
+                return Err(WrongProduct { case, packing, tokens, row, token, found, expected });
             }
         }
         Ok(())
     }
+}
+
+/// What the oracle gives for the columns of some blocks, `[tokens, rows]`.
+pub(super) fn expected(
+    matrix: &TernaryMatrix,
+    x: &QuantizedRows,
+    blocks: Range<usize>,
+    packing: Packing,
+) -> Vec<i32> {
+    let columns = blocks.start * packing.block_cols()..blocks.end * packing.block_cols();
+    let inside = |(k, &q)| if columns.contains(&k) { q } else { 0 };
+    let tokens = (0..x.rows()).map(|t| x.row(t)[..x.cols()].iter().enumerate().map(inside));
+    tokens
+        .map(Iterator::collect::<Vec<i8>>)
+        .flat_map(|q| (0..matrix.rows()).map(move |row| scalar::ternary::dot(matrix.row(row), &q)))
+        .collect()
 }
 
 /// A matrix of all three weights without a visible pattern.

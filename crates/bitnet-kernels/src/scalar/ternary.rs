@@ -1,6 +1,6 @@
 //! The integer product of ternary weights and int8 activations: its definition, and a portable kernel.
 
-use crate::cpu::packed::{Block, PANEL_ROWS};
+use crate::cpu::packed::{Block, PANEL_ROWS, Packing, TRIT_WORTH};
 use crate::cpu::product::{Out, Tile, TileKernel};
 use crate::ternary::codes_from_word;
 
@@ -25,29 +25,18 @@ pub(crate) struct Portable;
 /// Sixteen-bit sums of four activations of a panel's rows: lane `4·r + q`, as the bytes of a block.
 type Lanes = [i16; 64];
 
-/// A code is at most 2 and an activation at most 127 in size, so a lane grows by at most 4 · 254 with a block, and 32
-/// blocks reach 32512.
-const BLOCKS_PER_FLUSH: usize = 32;
+/// A code is at most 2 and an activation at most 127 in size, so 128 products reach 32512 and fit in a lane: 32 blocks of
+/// four products, or 25 of five.
+const PRODUCTS_PER_FLUSH: usize = 128;
 
 impl TileKernel for Portable {
     const PANELS: usize = 1;
     const TOKENS: usize = 4;
 
-    fn run(self, tile: &Tile<'_>, mut out: Out<'_>) {
-        for (t, offset) in tile.sums.iter().enumerate() {
-            let (mut sums, q) = ([0; PANEL_ROWS], tile.x.blocks(t));
-            for (blocks, q) in
-                tile.panels[0].chunks(BLOCKS_PER_FLUSH).zip(q.chunks(BLOCKS_PER_FLUSH))
-            {
-                let mut lanes = [0; 64];
-                for (block, q) in blocks.iter().zip(q) {
-                    add_products(&mut lanes, block, q);
-                }
-                for (sum, lanes) in sums.iter_mut().zip(lanes.as_chunks::<4>().0) {
-                    *sum += lanes.iter().map(|&lane| i32::from(lane)).sum::<i32>();
-                }
-            }
-            *out.lanes(t, 0) = sums.map(|sum| sum - offset);
+    fn run(self, tile: &Tile<'_>, out: Out<'_>) {
+        match tile.packing {
+            Packing::TwoBits => products(tile, out, add_two_bits),
+            Packing::FiveTrits => products(tile, out, add_five_trits),
         }
     }
 
@@ -62,15 +51,57 @@ impl TileKernel for Portable {
     }
 }
 
+/// The products of a tile, where `add` adds those of a block.
 #[inline(always)]
-fn add_products(lanes: &mut Lanes, block: &Block, q: &[[i8; 4]; 4]) {
-    for (j, &[q0, q1, q2, q3]) in q.iter().enumerate() {
-        let q = [q0, q1, q2, q3, q0, q1, q2, q3].map(i16::from);
-        let lanes = lanes.as_chunks_mut::<8>().0.iter_mut();
-        for (lanes, bytes) in lanes.zip(block.0.as_chunks::<8>().0) {
-            for ((lane, byte), q) in lanes.iter_mut().zip(bytes).zip(q) {
-                *lane = lane.wrapping_add(i16::from(byte >> (2 * j) & 3).wrapping_mul(q));
+fn products<const QUADS: usize>(
+    tile: &Tile<'_>,
+    mut out: Out<'_>,
+    add: impl Fn(&mut Lanes, &Block, &[[i8; 4]; QUADS]),
+) {
+    let blocks_per_flush = PRODUCTS_PER_FLUSH / QUADS;
+    for (t, offset) in tile.sums.iter().enumerate() {
+        let (mut sums, q) = ([0; PANEL_ROWS], tile.x.blocks::<QUADS>(t));
+        for (blocks, q) in tile.panels[0].chunks(blocks_per_flush).zip(q.chunks(blocks_per_flush)) {
+            let mut lanes = [0; 64];
+            for (block, q) in blocks.iter().zip(q) {
+                add(&mut lanes, block, q);
             }
+            for (sum, lanes) in sums.iter_mut().zip(lanes.as_chunks::<4>().0) {
+                *sum += lanes.iter().map(|&lane| i32::from(lane)).sum::<i32>();
+            }
+        }
+        *out.lanes(t, 0) = sums.map(|sum| sum - offset);
+    }
+}
+
+#[inline(always)]
+fn add_two_bits(lanes: &mut Lanes, block: &Block, q: &[[i8; 4]; 4]) {
+    for (j, &q) in q.iter().enumerate() {
+        add_products(lanes, &block.0, q, |byte| byte >> (2 * j) & 3);
+    }
+}
+
+#[inline(always)]
+fn add_five_trits(lanes: &mut Lanes, block: &Block, q: &[[i8; 4]; 5]) {
+    let top = |byte: u8| u8::from(byte >= TRIT_WORTH[4]) + u8::from(byte >= 2 * TRIT_WORTH[4]);
+    add_products(lanes, &block.0, q[4], top);
+    let mut rest = block.0.map(|byte| byte - TRIT_WORTH[4] * top(byte));
+    for &q in &q[..4] {
+        // 171 / 512 is more than 1/3 by so little that the quotient is right up to 382.
+        let third = |byte: u8| ((u16::from(byte) * 171) >> 9) as u8;
+        add_products(lanes, &rest, q, |byte| byte - 3 * third(byte));
+        rest.iter_mut().for_each(|byte| *byte = third(*byte));
+    }
+}
+
+/// Adds the products of one group of four columns, whose codes `code` takes from the bytes.
+#[inline(always)]
+fn add_products(lanes: &mut Lanes, bytes: &[u8; 64], q: [i8; 4], code: impl Fn(u8) -> u8) {
+    let [q0, q1, q2, q3] = q;
+    let q = [q0, q1, q2, q3, q0, q1, q2, q3].map(i16::from);
+    for (lanes, bytes) in lanes.as_chunks_mut::<8>().0.iter_mut().zip(bytes.as_chunks::<8>().0) {
+        for ((lane, byte), q) in lanes.iter_mut().zip(bytes).zip(q) {
+            *lane = lane.wrapping_add(i16::from(code(*byte)).wrapping_mul(q));
         }
     }
 }

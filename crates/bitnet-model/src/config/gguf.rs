@@ -146,7 +146,7 @@ fn rope(keys: &Keys<'_>) -> Result<RopeConfig, LoadError> {
             ));
         }
     };
-    Ok(RopeConfig { theta, scaling })
+    Ok(RopeConfig { theta, scaling, factors: Vec::new() })
 }
 
 /// What architectures mean where the file does not say. Converters wrote `bitnet-b1.58` for 1bitLLM's models too, which

@@ -220,7 +220,7 @@ fn rope(keys: &Keys<'_>, config: &Map<String, Value>) -> Result<RopeConfig, Load
             return Err(keys.wrong(&key, found, "1, as heads are turned as a whole"));
         }
     }
-    Ok(RopeConfig { theta, scaling: rope_scaling(keys, &of)? })
+    Ok(RopeConfig { theta, scaling: rope_scaling(keys, &of)?, factors: Vec::new() })
 }
 
 fn rope_scaling(keys: &Keys<'_>, of: &dyn Fn(&str) -> String) -> Result<RopeScaling, LoadError> {

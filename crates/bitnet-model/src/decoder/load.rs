@@ -9,6 +9,7 @@ use super::{Layer, Model, rope};
 use crate::config::ArchConfig;
 use crate::error::LoadError;
 use crate::format::Checkpoint;
+use crate::parallel;
 
 /// How far loading has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<Self, LoadError> {
         let config = checkpoint.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        checkpoint.check_tables(threads)?;
         let embed_tokens =
             backend.upload_dense(checkpoint.dense("model.embed_tokens", vocab, hidden)?);
         let lm_head = match config.tie_word_embeddings {
@@ -146,16 +148,7 @@ fn load_linears<B: Backend>(
             progress(LoadProgress { done: done.fetch_add(1, Ordering::Relaxed) + 1, total });
         }
     };
-    std::thread::scope(|scope| {
-        // Where the system refuses a thread, the others do its work.
-        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
-        let helpers: Vec<_> = (1..threads).map_while(spawn).collect();
-        let own = work();
-        helpers
-            .into_iter()
-            .map(|helper| helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .fold(own, Result::and)
-    })?;
+    parallel::share(threads, work)?;
     let loaded = loaded.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(loaded
         .into_iter()

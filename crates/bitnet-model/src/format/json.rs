@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use super::impostor;
 use crate::error::LoadError;
 
 /// Parses a file's text as one object.
@@ -17,7 +18,10 @@ pub fn parse(path: &Path, text: &[u8]) -> Result<Map<String, Value>, LoadError> 
             found: kind(&other).into(),
             expected: "an object".into(),
         }),
-        Err(source) => Err(LoadError::Json { path: path.into(), source }),
+        Err(source) => Err(match impostor::recognize(text) {
+            Some(impostor) => LoadError::impostor(path, impostor, "JSON"),
+            None => LoadError::Json { path: path.into(), source },
+        }),
     }
 }
 

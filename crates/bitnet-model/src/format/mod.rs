@@ -6,6 +6,7 @@ pub mod ternary;
 
 mod checkpoint;
 mod directory;
+pub(crate) mod impostor;
 mod json;
 mod mmap;
 mod names;

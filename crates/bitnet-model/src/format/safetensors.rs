@@ -7,7 +7,7 @@ use std::path::Path;
 use bitnet_kernels::dense::DenseType;
 use serde_json::{Map, Value};
 
-use super::{Encoding, Tensor, json, source::Source};
+use super::{Encoding, Tensor, impostor, json, source::Source};
 use crate::error::LoadError;
 
 /// Longest table accepted, enough for 10^5 tensors; those of published models have less than a megabyte. The format's own
@@ -22,6 +22,18 @@ pub(super) fn parse(path: &Path, source: &Source, file: usize) -> Result<Vec<Ten
     let len: [u8; 8] = source.read(0..8).map_err(io_error)?[..].try_into().expect("8 bytes");
     let len = u64::from_le_bytes(len);
     if len > MAX_HEADER {
+        let head = source.read(0..source.len().min(impostor::HEAD as u64)).map_err(io_error)?;
+        if let Some(impostor) = impostor::recognize(&head) {
+            return Err(LoadError::impostor(path, impostor, "a safetensors file"));
+        }
+        if len.swap_bytes() <= MAX_HEADER && head.get(8) == Some(&b'{') {
+            return Err(LoadError::Unsupported {
+                path: path.into(),
+                what: "a big-endian safetensors file".into(),
+                reason: "the format's numbers are little-endian".into(),
+                help: "write the file again with the `safetensors` library".into(),
+            });
+        }
         return Err(parser.malformed(
             "the length of the table",
             len.to_string(),

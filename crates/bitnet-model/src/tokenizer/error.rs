@@ -16,6 +16,17 @@ pub enum TokenizerError {
         source: io::Error,
     },
 
+    /// A file that is something else than its name says.
+    #[error("{}: this is {found}", .path.display())]
+    Impostor {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// What to try.
+        help: &'static str,
+    },
+
     /// The directory holds no tokenizer.
     #[error("{}: no tokenizer.json in this directory", .dir.display())]
     NotFound {
@@ -82,6 +93,7 @@ impl TokenizerError {
                 Some("put a regular file there")
             }
             Self::Read { .. } => Some("check that the path is right and that you may read it"),
+            Self::Impostor { help, .. } => Some(help),
             Self::NotFound { .. } => Some(
                 "download tokenizer.json and tokenizer_config.json of the same model into this directory",
             ),

@@ -14,6 +14,7 @@ use super::json::{Merges, TokenizerFile, VocabFile};
 use super::table::{Kind, MAX_IDS, Style, TokenTable, parse_byte_token};
 use super::words::Words;
 use super::{Model, Tokenizer, stop_names};
+use crate::format::impostor::{self, Impostor};
 use crate::format::source::read_small;
 
 /// Longest tokenizer.json, above any real one (Gemma's has 33 MB).
@@ -88,6 +89,9 @@ fn read(path: &Path, limit: u64) -> Result<Option<String>, TokenizerError> {
         Err(source) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         bytes => bytes.map_err(|source| TokenizerError::Read { path: path.into(), source })?,
     };
+    if let Some(Impostor { what, help }) = impostor::recognize(&bytes) {
+        return Err(TokenizerError::Impostor { path: path.into(), found: what, help });
+    }
     let malformed = |problem| TokenizerError::malformed(path.display().to_string(), problem);
     if bytes.len() as u64 > limit {
         return Err(malformed(format!("longer than {limit} bytes, as no such file is")));

@@ -64,24 +64,57 @@ impl Splitter {
         }
     }
 
-    /// All of `text` in order, as ranges of bytes that match or do not.
-    pub(super) fn split(&self, text: &str) -> Result<Vec<(Offsets, bool)>, String> {
-        let (mut parts, mut done, mut at) = (Vec::new(), 0, 0);
-        while at < text.len() {
-            let Some((start, end)) = self.find_at(text, at)? else { break };
+    /// All of `text` in order, as ranges of bytes that match or do not. One at a time: a list of a long text's words is longer than the text.
+    pub(super) fn split<'a>(&'a self, text: &'a str) -> Parts<'a> {
+        Parts { splitter: self, text, done: 0, at: 0, matched: None }
+    }
+}
+
+/// See [`Splitter::split`].
+pub(super) struct Parts<'a> {
+    splitter: &'a Splitter,
+    text: &'a str,
+    /// Where the parts given so far end, but for `matched`.
+    done: usize,
+    /// Where to look next.
+    at: usize,
+    /// A match that comes after the text before it, which was given first.
+    matched: Option<Offsets>,
+}
+
+impl Iterator for Parts<'_> {
+    type Item = Result<(Offsets, bool), String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(matched) = self.matched.take() {
+            return Some(Ok((matched, true)));
+        }
+        let (text, done) = (self.text, self.done);
+        while self.at < text.len() {
+            let (start, end) = match self.splitter.find_at(text, self.at) {
+                Ok(Some(found)) => found,
+                Ok(None) => break,
+                Err(error) => {
+                    (self.done, self.at) = (text.len(), text.len());
+                    return Some(Err(error));
+                }
+            };
             // `\K` in a look-behind starts a match before where it was looked for.
             let start = start.max(done);
             if start >= end {
-                at = at.max(end);
-                at += text[at..].chars().next().map_or(1, char::len_utf8);
+                self.at = self.at.max(end);
+                self.at += text[self.at..].chars().next().map_or(1, char::len_utf8);
                 continue;
             }
-            parts.extend((done < start).then_some(((done, start), false)));
-            parts.push(((start, end), true));
-            (done, at) = (end, end);
+            (self.done, self.at) = (end, end);
+            if done < start {
+                self.matched = Some((start, end));
+                return Some(Ok(((done, start), false)));
+            }
+            return Some(Ok(((start, end), true)));
         }
-        parts.extend((done < text.len()).then_some(((done, text.len()), false)));
-        Ok(parts)
+        (self.done, self.at) = (text.len(), text.len());
+        (done < text.len()).then_some(Ok(((done, text.len()), false)))
     }
 }
 
@@ -89,7 +122,7 @@ impl Pattern for &Splitter {
     fn find_matches(&self, inside: &str) -> tokenizers::Result<Vec<(Offsets, bool)>> {
         match inside {
             "" => Ok(vec![((0, 0), false)]),
-            _ => Ok(self.split(inside)?),
+            _ => Ok(self.split(inside).collect::<Result<_, _>>()?),
         }
     }
 }
@@ -102,7 +135,8 @@ mod tests {
 
     #[track_caller]
     fn check(pattern: &str, text: &str, expected: &[&str]) {
-        let parts = Splitter::new(pattern).unwrap().split(text).unwrap();
+        let splitter = Splitter::new(pattern).unwrap();
+        let parts: Vec<_> = splitter.split(text).map(Result::unwrap).collect();
         assert_eq!(
             parts.iter().map(|&((start, end), _)| &text[start..end]).collect::<Vec<_>>(),
             expected
@@ -115,8 +149,9 @@ mod tests {
             for pattern in [GPT2, LLAMA3, QWEN2] {
                 let regex = fancy_regex::Regex::new(pattern).unwrap();
                 let expected: Vec<_> = regex.find_iter(&text).map(|found| found.unwrap().range()).collect();
-                let found = Splitter::new(pattern).unwrap().split(&text).unwrap();
-                let found: Vec<_> = found.into_iter().map(|((start, end), _)| start..end).collect();
+                let splitter = Splitter::new(pattern).unwrap();
+                let found = splitter.split(&text).map(Result::unwrap);
+                let found: Vec<_> = found.map(|((start, end), _)| start..end).collect();
                 prop_assert_eq!(found, expected);
             }
         }
@@ -143,8 +178,9 @@ mod tests {
     #[test]
     fn a_pattern_that_runs_away_is_an_error() {
         let text = "a".repeat(40);
-        let error = Splitter::new(r"(a|aa)+(?=b)\1").unwrap().split(&text).unwrap_err();
-        assert!(error.contains("gave up"), "{error}");
+        let splitter = Splitter::new(r"(a|aa)+(?=b)\1").unwrap();
+        let parts: Vec<_> = splitter.split(&text).collect();
+        assert!(matches!(&parts[..], [Err(error)] if error.contains("gave up")), "{parts:?}");
     }
 
     #[test]

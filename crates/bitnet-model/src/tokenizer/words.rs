@@ -141,11 +141,10 @@ fn cut(
     word: &mut impl FnMut(&str) -> Result<(), TokenizerError>,
 ) -> Result<(), TokenizerError> {
     match steps {
-        [Step::Split { splitter, .. }, rest @ ..] => splitter
-            .split(text)
-            .map_err(TokenizerError::encode)?
-            .into_iter()
-            .try_for_each(|((start, end), _)| cut(rest, &text[start..end], word)),
+        [Step::Split { splitter, .. }, rest @ ..] => splitter.split(text).try_for_each(|part| {
+            let ((start, end), _) = part.map_err(TokenizerError::encode)?;
+            cut(rest, &text[start..end], word)
+        }),
         _ if text.is_empty() => Ok(()),
         _ => word(text),
     }

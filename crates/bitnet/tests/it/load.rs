@@ -101,8 +101,11 @@ fn a_tokenizer_larger_than_the_model_is_refused() {
     }
     let error = BitNetModel::from_pretrained(&dir).load().unwrap_err();
     fs::remove_dir_all(&dir).unwrap();
-    let expected =
-        "the tokenizer has 4096 tokens, but the model only 384: they do not belong together";
+    let expected = format!(
+        "{}: the tokenizer has 4096 tokens, but the embedding in {} only 384 rows: they do not belong together",
+        dir.join("tokenizer.json").display(),
+        dir.join("model.safetensors").display(),
+    );
     assert_eq!(error.to_string(), expected);
 }
 

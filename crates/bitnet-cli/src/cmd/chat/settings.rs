@@ -1,5 +1,7 @@
 //! `/set`: the sampling options by their command-line names.
 
+use std::error::Error as _;
+
 use clap::{CommandFactory, FromArgMatches, Parser};
 
 use crate::args::SamplingArgs;
@@ -49,7 +51,10 @@ pub fn set(sampling: &mut SamplingArgs, name: &str, value: &str) -> Result<(), F
     let matches = Setting::command().try_get_matches_from([format!("--{name}={value}")]);
     let parsed = matches.and_then(|matches| Setting::from_arg_matches(&matches));
     let new = parsed
-        .map_err(|_| Failure::input(format!("/set {name}: `{value}` is no such number")))?
+        .map_err(|error| {
+            let expected = error.source().map_or_else(String::new, |reason| format!(", {reason}"));
+            Failure::input(format!("/set {name}: found `{value}`{expected}"))
+        })?
         .sampling;
     match name {
         "max-tokens" => changed.max_tokens = new.max_tokens,
@@ -83,6 +88,18 @@ mod tests {
             set(&mut sampling, name, "1").unwrap();
             assert!(values(&sampling).contains(&(name, "1".to_owned())), "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_no_number_is_answered_with_what_would_be_one() {
+        let say = |name, value| set(&mut sampling(), name, value).unwrap_err().to_string();
+        let expected =
+            "/set top-k: found `-1`, expected a whole number from 0 to 18446744073709551615";
+        assert_eq!(say("top-k", "-1"), expected);
+        assert_eq!(
+            say("temperature", "hot"),
+            "/set temperature: found `hot`, expected a number such as 0.8"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bitnet::bench::TokenBytes;
 use bitnet::{ArchConfig, Checkpoint, Isa, KvType};
-use bitnet_model::config::RopeScaling;
+use bitnet_model::config::{RopeConfig, RopeScaling};
 use bitnet_model::format::metadata::{Metadata, Value};
 use serde_json::json;
 
@@ -25,7 +25,7 @@ pub fn architecture(checkpoint: &Checkpoint) -> Section {
     row("heads", format!("{heads} of width {}, {kv} for keys and values", it.head_dim));
     row("sub-norms", if it.sub_norms { "yes" } else { "no" }.into());
     row("output head", if it.tie_word_embeddings { "the embedding" } else { "its own" }.into());
-    row("rotary", format!("theta {}, {}", it.rope.theta, scaling(&it.rope.scaling)));
+    row("rotary", format!("theta {}, {}", it.rope.theta, scaling(&it.rope)));
     row("norm epsilon", format!("{:e}", it.rms_norm_eps));
     row("context", format!("{} tokens", it.max_position_embeddings));
     row("begin of text", it.bos_token_id.map_or("none".into(), |id| id.to_string()));
@@ -37,8 +37,13 @@ pub fn architecture(checkpoint: &Checkpoint) -> Section {
     }
 }
 
-fn scaling(scaling: &RopeScaling) -> String {
-    match scaling {
+fn scaling(rope: &RopeConfig) -> String {
+    let least = rope.factors.iter().copied().reduce(f32::min);
+    let most = rope.factors.iter().copied().reduce(f32::max);
+    if let (Some(least), Some(most), RopeScaling::Default) = (least, most, &rope.scaling) {
+        return format!("stretched {least} to {most} times, pair by pair");
+    }
+    match &rope.scaling {
         RopeScaling::Default => "not stretched".into(),
         RopeScaling::Linear { factor } => format!("stretched {factor} times"),
         RopeScaling::Llama3 { factor, .. } => {
@@ -54,7 +59,7 @@ fn architecture_json(it: &ArchConfig) -> serde_json::Value {
         "num_hidden_layers": it.num_hidden_layers, "num_attention_heads": it.num_attention_heads,
         "num_key_value_heads": it.num_key_value_heads, "head_dim": it.head_dim, "vocab_size": it.vocab_size,
         "max_position_embeddings": it.max_position_embeddings, "rms_norm_eps": it.rms_norm_eps,
-        "rope_theta": it.rope.theta, "rope_scaling": scaling(&it.rope.scaling), "sub_norms": it.sub_norms,
+        "rope_theta": it.rope.theta, "rope_scaling": scaling(&it.rope), "rope_factors": it.rope.factors, "sub_norms": it.sub_norms,
         "tie_word_embeddings": it.tie_word_embeddings, "bos_token_id": it.bos_token_id,
         "eos_token_ids": it.eos_token_ids,
     })

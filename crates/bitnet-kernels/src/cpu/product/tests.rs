@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::cpu::isa::Isa;
 use crate::cpu::packed::MAX_COLS;
-use crate::cpu::selftest::{mixed_matrix, mixed_rows};
+use crate::cpu::selftest::{expected, mixed_matrix, mixed_rows};
 use crate::scalar;
 use crate::ternary::{TernaryMatrix, WeightScale};
 
@@ -18,21 +18,17 @@ fn kernels() -> Vec<(&'static str, Run)> {
         kernels.push((isa.name(), Box::new(move |product, out| product.run_on(isa, out))));
     }
     #[cfg(target_arch = "x86_64")]
+    if let Some(kernel) = crate::cpu::x86::Avx512Vnni::detect().map(|isa| isa.without_vbmi()) {
+        kernels.push((
+            "avx512-vnni without VBMI",
+            Box::new(move |product, out| product.run(kernel, out)),
+        ));
+    }
+    #[cfg(target_arch = "x86_64")]
     if let Some(kernel) = crate::cpu::x86::Evex256::detect() {
         kernels.push(("avx-vnni, EVEX", Box::new(move |product, out| product.run(kernel, out))));
     }
     kernels
-}
-
-/// `[tokens, rows]` of what the oracle gives for some columns.
-fn expected(matrix: &TernaryMatrix, x: &QuantizedRows, blocks: Range<usize>) -> Vec<i32> {
-    let column = |block: usize| x.cols().min(block * BLOCK_COLS);
-    let columns = column(blocks.start)..column(blocks.end);
-    let dot = |row: usize, token: usize| {
-        scalar::ternary::dot(&matrix.row(row)[blocks.clone()], &x.row(token)[columns.clone()])
-    };
-    let rows = matrix.rows();
-    (0..x.rows() * rows).map(|i| dot(i % rows, i / rows)).collect()
 }
 
 #[track_caller]
@@ -54,7 +50,8 @@ fn check_tokens(
             assert_eq!(
                 found,
                 &expected[token * w.rows()..][..w.rows()],
-                "{name}: token {token} of {tokens:?}, blocks {blocks:?} of [{}, {}]",
+                "{name}, {}: token {token} of {tokens:?}, blocks {blocks:?} of [{}, {}]",
+                w.packing(),
                 w.rows(),
                 w.cols()
             );
@@ -65,9 +62,12 @@ fn check_tokens(
 
 #[track_caller]
 fn check(matrix: &TernaryMatrix, x: &QuantizedRows) {
-    let w = PackedTernary::pack(matrix);
-    let blocks = 0..w.blocks_per_panel();
-    check_tokens(&w, x, &blocks, 0..x.rows(), &expected(matrix, x, blocks.clone()));
+    for packing in Packing::ALL {
+        let w = PackedTernary::pack(matrix, packing);
+        let blocks = 0..w.blocks_per_panel();
+        let expected = expected(matrix, x, blocks.clone(), packing);
+        check_tokens(&w, x, &blocks, 0..x.rows(), &expected);
+    }
 }
 
 fn check_shapes(rows: &[usize], columns: &[usize]) {
@@ -75,11 +75,12 @@ fn check_shapes(rows: &[usize], columns: &[usize]) {
         let x = mixed_rows(25, cols);
         for &rows in rows {
             let matrix = mixed_matrix(rows, cols);
-            let w = PackedTernary::pack(&matrix);
-            let blocks = 0..w.blocks_per_panel();
-            let expected = expected(&matrix, &x, blocks.clone());
-            for tokens in 1..=25 {
-                check_tokens(&w, &x, &blocks, 25 - tokens..25, &expected);
+            for w in Packing::ALL.map(|packing| PackedTernary::pack(&matrix, packing)) {
+                let blocks = 0..w.blocks_per_panel();
+                let expected = expected(&matrix, &x, blocks.clone(), w.packing());
+                for tokens in 1..=25 {
+                    check_tokens(&w, &x, &blocks, 25 - tokens..25, &expected);
+                }
             }
         }
     }
@@ -87,7 +88,7 @@ fn check_shapes(rows: &[usize], columns: &[usize]) {
 
 #[test]
 fn small_shapes_are_exact_for_1_to_25_tokens() {
-    check_shapes(&[1, 5, 16, 32, 48, 100], &[1, 16, 20, 64, 96, 100, 320]);
+    check_shapes(&[1, 5, 16, 17, 48, 100], &[1, 16, 19, 20, 21, 64, 96, 100, 320]);
 }
 
 #[test]
@@ -109,8 +110,10 @@ fn rows_of(rows: usize, cols: usize, value: impl Fn(usize, usize) -> i8) -> Quan
 /// Rows whose sums are as large as they get, with as many columns as blocks are added up in 16 bits, and around that.
 #[test]
 fn extreme_rows_do_not_wrap_at_any_flush_boundary() {
-    let flush = [8, 16, 32, 64, 128].map(|blocks| blocks * BLOCK_COLS);
-    for cols in flush.into_iter().flat_map(|k| [k - 16, k - 1, k, k + 1, k + 16]) {
+    let two_bits = [8, 16, 32, 64, 128].map(|blocks| 16 * blocks);
+    let five_trits = [12, 24, 25, 50].map(|blocks| 20 * blocks);
+    let around = |flush: usize| [flush - 16, flush - 1, flush, flush + 1, flush + 20];
+    for cols in [&two_bits[..], &five_trits].concat().into_iter().flat_map(around) {
         let sign = |k: usize| if k.is_multiple_of(2) { 1 } else { -1 };
         let matrix = matrix_of(16, cols, |row, k| match row % 6 {
             0 => 1,
@@ -154,20 +157,35 @@ fn each_column_meets_its_own_weight() {
 }
 
 #[test]
+fn all_values_of_a_byte_are_five_trits() {
+    // Every value in a row with every other value beneath it in its neighbour's place: where 16 bits are divided at
+    // once, bytes must not disturb each other.
+    let trits = |value: usize| (0..5).map(move |j| (value / 3_usize.pow(j) % 3) as i8 - 1);
+    let values: Vec<[usize; 4]> = (0..243).map(|v| [v, (v * 2 + 1) % 243, 242 - v, 242]).collect();
+    let matrix = matrix_of(243, 20, |row, k| trits(values[row][k % 4]).nth(k / 4).unwrap());
+    for k in 0..20 {
+        check(&matrix, &rows_of(1, 20, |_, col| i8::from(col == k)));
+        check(&matrix, &rows_of(5, 20, |token, col| token as i8 * i8::from(col == k)));
+    }
+}
+
+#[test]
 fn slices_of_columns_are_exact() {
     let (matrix, x) = (mixed_matrix(48, 1000), mixed_rows(14, 1000));
-    let w = PackedTernary::pack(&matrix);
-    for blocks in [0..0, 0..1, 0..8, 8..16, 3..40, 16..63, 62..63, 63..63] {
-        let expected = expected(&matrix, &x, blocks.clone());
-        for tokens in [0..1, 13..14, 2..5, 0..14] {
-            check_tokens(&w, &x, &blocks, tokens, &expected);
+    for w in Packing::ALL.map(|packing| PackedTernary::pack(&matrix, packing)) {
+        let end = w.blocks_per_panel();
+        for blocks in [0..0, 0..1, 0..8, 8..16, 3..40, 16..end, end - 1..end, end..end] {
+            let expected = expected(&matrix, &x, blocks.clone(), w.packing());
+            for tokens in [0..1, 13..14, 2..5, 0..14] {
+                check_tokens(&w, &x, &blocks, tokens, &expected);
+            }
         }
     }
 }
 
 #[test]
 fn some_panels_give_the_same_as_all() {
-    let (w, x) = (PackedTernary::pack(&mixed_matrix(700, 64)), mixed_rows(9, 64));
+    let (w, x) = (PackedTernary::pack(&mixed_matrix(700, 64), Packing::TwoBits), mixed_rows(9, 64));
     for (name, run) in kernels() {
         let mut all = vec![0; 9 * w.panels() * PANEL_ROWS];
         run(&Product::whole(&w, &x), &mut all);
@@ -190,14 +208,14 @@ fn some_panels_give_the_same_as_all() {
 #[test]
 #[should_panic(expected = "the output has a place for each product")]
 fn an_output_of_another_size_is_refused() {
-    let (w, x) = (PackedTernary::pack(&mixed_matrix(16, 16)), mixed_rows(2, 16));
+    let (w, x) = (PackedTernary::pack(&mixed_matrix(16, 16), Packing::TwoBits), mixed_rows(2, 16));
     Product::whole(&w, &x).run(scalar::ternary::Portable, &mut [0; 31]);
 }
 
 #[test]
 #[should_panic(expected = "weights and activations have the same columns")]
 fn activations_of_another_width_are_refused() {
-    let (w, x) = (PackedTernary::pack(&mixed_matrix(16, 16)), mixed_rows(1, 15));
+    let (w, x) = (PackedTernary::pack(&mixed_matrix(16, 16), Packing::TwoBits), mixed_rows(1, 15));
     Product::whole(&w, &x).run(scalar::ternary::Portable, &mut [0; 16]);
 }
 

@@ -1,20 +1,63 @@
 //! Kernels for x86-64, a file per tier.
 //!
-//! `v128`, `v256` and `v512` give the three widths of vector the same dozen operations. The kernels are written once on
-//! those names: `maddubs` for machines whose widest integer product is `pmaddubsw`, `vnni` for those with `vpdpbusd`.
+//! `v128`, `v256` and `v512` give the three widths of vector the same operations. On those names, `forms` unpacks weights
+//! of either packing, and the kernels are written once: `maddubs` for machines whose widest integer product is
+//! `pmaddubsw`, `vnni` for those with `vpdpbusd`.
 //! A vector of 32-bit lanes holds four neighbouring codes of 4, 8 or 16 rows: a quarter, a half or all of a block.
 
-/// Calls `$run!(N)` for the constant `N` that equals a number of tokens.
-macro_rules! with_tokens {
-    ($tokens:expr, [$($n:literal)*], $run:ident) => {
-        match $tokens {
-            $($n => $run!($n),)*
-            tokens => unreachable!("a tile of this kernel never has {tokens} tokens"),
+/// Implements [`TileKernel`] for a tier on the modules and the function that its file defines.
+macro_rules! tile_kernel {
+    ($token:ident, panels $panels:literal, tokens $tokens:literal) => {
+        impl TileKernel for $token {
+            const PANELS: usize = $panels;
+            const TOKENS: usize = $tokens;
+
+            fn run(self, tile: &Tile<'_>, out: Out<'_>) {
+                match tile.packing {
+                    // SAFETY: the token exists, so this CPU has the instructions.
+                    Packing::TwoBits => unsafe { two_bits::run(tile, out) },
+                    // SAFETY: as above.
+                    Packing::FiveTrits => unsafe { five_trits::run(tile, out) },
+                }
+            }
+
+            fn spin(self, rounds: usize) -> usize {
+                // SAFETY: as above.
+                unsafe { spin(rounds) }
+            }
+        }
+    };
+}
+
+/// Defines `run`, which computes a tile: `$kernel $strips: $n …` names the kernel for `n` tokens and how many strips it
+/// takes at a time. Where fewer are left it takes them one by one.
+macro_rules! run_tile {
+    ($features:literal, $($kernel:ident $strips:literal: $($n:literal)*);*) => {
+        #[target_feature(enable = $features)]
+        pub(super) fn run(tile: &Tile<'_>, mut out: Out<'_>) {
+            let (all, mut first) = (tile.panels.len() * (PANEL_ROWS / LANES), 0);
+            match tile.sums.len() {
+                $($($n => {
+                    while all - first >= $strips {
+                        let strips = strips::<LANES, $strips>(tile, first);
+                        $kernel::<$strips, $n>(strips, tile.x, tile.sums, &mut out);
+                        first += $strips;
+                    }
+                    while all > first {
+                        let strips = strips::<LANES, 1>(tile, first);
+                        $kernel::<1, $n>(strips, tile.x, tile.sums, &mut out);
+                        first += 1;
+                    }
+                })*)*
+                tokens => unreachable!("a tile of this kernel never has {tokens} tokens"),
+            }
         }
     };
 }
 
 // These define macros for the modules below.
+#[macro_use]
+mod forms;
 #[macro_use]
 mod maddubs;
 #[macro_use]
@@ -31,7 +74,7 @@ mod v256;
 mod v512;
 
 #[cfg(test)]
-pub(crate) use avx_vnni::Evex256;
+pub(crate) use avx_vnni::evex::Evex256;
 
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
@@ -66,8 +109,31 @@ tokens! {
     AvxVnni
     /// Proof of AVX-512 F, BW and VL.
     Avx512
-    /// Proof of AVX-512 F, BW, VL and VNNI.
-    Avx512Vnni
+}
+
+/// Proof of AVX-512 F, BW, VL and VNNI, and whether the CPU has VBMI too, which unpacks five trits a byte faster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx512Vnni {
+    vbmi: bool,
+}
+
+impl Avx512Vnni {
+    /// The proof, if the CPU has all instructions of the tier.
+    pub fn detect() -> Option<Self> {
+        let features = CpuFeatures::detect();
+        let missing = features.missing(SimdLevel::Avx512Vnni);
+        missing.is_empty().then_some(Self { vbmi: features.avx512vbmi })
+    }
+
+    /// Whether VBMI was found.
+    pub fn has_vbmi(self) -> bool {
+        self.vbmi
+    }
+
+    /// As if VBMI had not been found.
+    pub fn without_vbmi(self) -> Self {
+        Self { vbmi: false }
+    }
 }
 
 impl Avx {

@@ -101,3 +101,51 @@ pub(super) fn maddubs(codes: V, q: V) -> V {
 pub(super) fn madd(a: V, b: V) -> V {
     _mm_madd_epi16(a, b)
 }
+
+/// A table of sixteen bytes for [`look_up`].
+#[target_feature(enable = "ssse3,sse4.1")]
+#[inline]
+pub(super) fn table(table: &[u8; 16]) -> V {
+    // SAFETY: `table` is 16 readable bytes, and `loadu` needs no alignment.
+    unsafe { _mm_loadu_si128(table.as_ptr().cast()) }
+}
+
+/// The byte of a table at the place that each byte's low four bits say; bytes from 128 on give 0.
+#[target_feature(enable = "ssse3,sse4.1")]
+#[inline]
+pub(super) fn look_up(table: V, places: V) -> V {
+    _mm_shuffle_epi8(table, places)
+}
+
+#[target_feature(enable = "ssse3,sse4.1")]
+#[inline]
+pub(super) fn or(a: V, b: V) -> V {
+    _mm_or_si128(a, b)
+}
+
+/// Shifts bits up, across the bytes of a 16-bit lane.
+#[target_feature(enable = "ssse3,sse4.1")]
+#[inline]
+pub(super) fn shift_up<const BITS: i32>(a: V) -> V {
+    _mm_slli_epi16::<BITS>(a)
+}
+
+#[target_feature(enable = "ssse3,sse4.1")]
+#[inline]
+pub(super) fn sub8(a: V, b: V) -> V {
+    _mm_sub_epi8(a, b)
+}
+
+/// The lesser of unsigned bytes.
+#[target_feature(enable = "ssse3,sse4.1")]
+#[inline]
+pub(super) fn min8(a: V, b: V) -> V {
+    _mm_min_epu8(a, b)
+}
+
+/// The upper halves of products of unsigned 16-bit lanes.
+#[target_feature(enable = "ssse3,sse4.1")]
+#[inline]
+pub(super) fn high_product16(a: V, b: V) -> V {
+    _mm_mulhi_epu16(a, b)
+}

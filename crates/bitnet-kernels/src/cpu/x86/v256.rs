@@ -101,3 +101,51 @@ pub(super) fn maddubs(codes: V, q: V) -> V {
 pub(super) fn madd(a: V, b: V) -> V {
     _mm256_madd_epi16(a, b)
 }
+
+/// A table of sixteen bytes for [`look_up`].
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn table(table: &[u8; 16]) -> V {
+    // SAFETY: `table` is 16 readable bytes, and `loadu` needs no alignment.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(table.as_ptr().cast()) })
+}
+
+/// The byte of a table at the place that each byte's low four bits say; bytes from 128 on give 0.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn look_up(table: V, places: V) -> V {
+    _mm256_shuffle_epi8(table, places)
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn or(a: V, b: V) -> V {
+    _mm256_or_si256(a, b)
+}
+
+/// Shifts bits up, across the bytes of a 16-bit lane.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn shift_up<const BITS: i32>(a: V) -> V {
+    _mm256_slli_epi16::<BITS>(a)
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn sub8(a: V, b: V) -> V {
+    _mm256_sub_epi8(a, b)
+}
+
+/// The lesser of unsigned bytes.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn min8(a: V, b: V) -> V {
+    _mm256_min_epu8(a, b)
+}
+
+/// The upper halves of products of unsigned 16-bit lanes.
+#[target_feature(enable = "avx2")]
+#[inline]
+pub(super) fn high_product16(a: V, b: V) -> V {
+    _mm256_mulhi_epu16(a, b)
+}

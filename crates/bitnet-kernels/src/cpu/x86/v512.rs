@@ -101,3 +101,89 @@ pub(super) fn maddubs(codes: V, q: V) -> V {
 pub(super) fn madd(a: V, b: V) -> V {
     _mm512_madd_epi16(a, b)
 }
+
+/// A table of sixteen bytes for [`look_up`].
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn table(table: &[u8; 16]) -> V {
+    // SAFETY: `table` is 16 readable bytes, and `loadu` needs no alignment.
+    _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(table.as_ptr().cast()) })
+}
+
+/// The byte of a table at the place that each byte's low four bits say; bytes from 128 on give 0.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn look_up(table: V, places: V) -> V {
+    _mm512_shuffle_epi8(table, places)
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn or(a: V, b: V) -> V {
+    _mm512_or_si512(a, b)
+}
+
+/// Shifts bits up, across the bytes of a 16-bit lane.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn shift_up<const BITS: u32>(a: V) -> V {
+    _mm512_slli_epi16::<BITS>(a)
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn sub8(a: V, b: V) -> V {
+    _mm512_sub_epi8(a, b)
+}
+
+/// The lesser of unsigned bytes.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn min8(a: V, b: V) -> V {
+    _mm512_min_epu8(a, b)
+}
+
+/// The upper halves of products of unsigned 16-bit lanes.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn high_product16(a: V, b: V) -> V {
+    _mm512_mulhi_epu16(a, b)
+}
+
+/// A table for [`look_up64`].
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn table64(table: &[u8; 64]) -> V {
+    // SAFETY: `table` is 64 readable bytes, and `loadu` needs no alignment.
+    unsafe { _mm512_loadu_si512(table.as_ptr().cast()) }
+}
+
+/// The byte of a table at the place that each byte's low six bits say.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[inline]
+pub(super) fn look_up64(table: V, places: V) -> V {
+    _mm512_permutexvar_epi8(places, table)
+}
+
+/// A table for [`look_up128`], in two vectors.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn table128(table: &[u8; 128]) -> [V; 2] {
+    let [low, high] = table.as_chunks::<64>().0 else { unreachable!("128 is twice 64") };
+    // SAFETY: both halves are 64 readable bytes, and `loadu` needs no alignment.
+    unsafe { [_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(high.as_ptr().cast())] }
+}
+
+/// The byte of a table at the place that each byte's low seven bits say.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+#[inline]
+pub(super) fn look_up128(table: [V; 2], places: V) -> V {
+    _mm512_permutex2var_epi8(table[0], places, table[1])
+}
+
+/// The lower halves of products of 32-bit lanes.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+pub(super) fn low_product32(a: V, b: V) -> V {
+    _mm512_mullo_epi32(a, b)
+}

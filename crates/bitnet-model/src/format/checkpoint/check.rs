@@ -21,6 +21,9 @@ impl Checkpoint {
                 Kind::HuggingFace(_) => names::from_hugging_face(&tensor.own_name),
             };
             match canonical {
+                None if self.is_rope_factors(&tensor) => {
+                    self.config.rope.factors = self.rope_factors(&tensor)?;
+                }
                 None => self.refuse_unless_harmless(&tensor)?,
                 Some(name) => self.add(name, tensor)?,
             }
@@ -73,12 +76,7 @@ impl Checkpoint {
         if name.ends_with("rotary_emb.inv_freq") {
             return Ok(()); // follows from the configuration
         }
-        if name == "rope_freqs.weight" && self.is_all_ones(tensor)? {
-            return Ok(());
-        }
-        let reason = if name == "rope_freqs.weight" {
-            "rotary frequencies changed by factors in a GGUF file are not supported; take the model's safetensors files"
-        } else if name.ends_with(".bias") {
+        let reason = if name.ends_with(".bias") {
             "linear layers and norms have no biases here"
         } else if name.ends_with(".rms_norm.weight")
             || name.ends_with("_norm_in.weight")
@@ -93,14 +91,32 @@ impl Checkpoint {
         Err(self.unexpected(tensor, reason))
     }
 
-    fn is_all_ones(&self, tensor: &Tensor) -> Result<bool, LoadError> {
-        const LONGEST: u64 = 1 << 20; // half a head, four bytes each
-        if tensor.encoding.plain_float().is_none()
-            || tensor.range.end - tensor.range.start > LONGEST
-        {
-            return Ok(false);
+    fn is_rope_factors(&self, tensor: &Tensor) -> bool {
+        matches!(self.kind, Kind::Gguf(_)) && tensor.own_name == "rope_freqs.weight"
+    }
+
+    /// What the frequency of each rotated pair is divided by. The order of pairs is the same in all row orders.
+    fn rope_factors(&self, tensor: &Tensor) -> Result<Vec<f32>, LoadError> {
+        let expected = vec![self.config.head_dim / 2];
+        if tensor.shape != expected {
+            return Err(LoadError::Shape {
+                path: self.file_of(tensor).into(),
+                name: tensor.own_name.clone(),
+                architecture: self.config.architecture.clone(),
+                found: tensor.shape.clone(),
+                expected,
+            });
         }
-        Ok(self.floats(tensor)?.iter().all(|&factor| factor == 1.0))
+        let factors = self.floats(tensor)?;
+        match factors.iter().position(|&factor| !(factor.is_finite() && factor > 0.0)) {
+            None => Ok(factors),
+            Some(index) => Err(LoadError::Malformed {
+                path: self.file_of(tensor).into(),
+                place: format!("element {index} of tensor `{}`", tensor.own_name),
+                found: factors[index].to_string(),
+                expected: "a finite number above zero".into(),
+            }),
+        }
     }
 
     /// A weight by its canonical name without suffix, checked for its place. `shape` is that of the matrix, not of its encoding.
@@ -168,9 +184,17 @@ impl Checkpoint {
             Role::Norm if tensor.encoding.plain_float().is_some() => Ok(()),
             Role::Norm => Err(self.wrong_encoding(tensor, "F32, F16 or BF16")),
             Role::Table if matches!(tensor.encoding, Encoding::Dense(_)) => Ok(()),
+            // bitnet.cpp's converter does this to models whose head is not the embedding.
+            Role::Table
+                if is_ternary(tensor.encoding)
+                    && name == "model.embed_tokens"
+                    && !self.config.tie_word_embeddings =>
+            {
+                Ok(())
+            }
             Role::Table => Err(self.wrong_encoding(
                 tensor,
-                "an embedding or head that is not ternary (ternary ones ruin the output: convert with `--token-embedding-type f16`)",
+                "a head that is not ternary (ternary ones ruin the output: convert with `--token-embedding-type f16`)",
             )),
             Role::Linear => self.check_linear(name, tensor),
         }
@@ -184,9 +208,7 @@ impl Checkpoint {
         let form = match &self.kind {
             Kind::HuggingFace(form) => *form,
             Kind::Gguf(_) => {
-                let ternary =
-                    matches!(tensor.encoding, Encoding::I2S | Encoding::Tq1_0 | Encoding::Tq2_0);
-                return if ternary || float {
+                return if is_ternary(tensor.encoding) || float {
                     Ok(())
                 } else {
                     Err(self
@@ -215,4 +237,9 @@ impl Checkpoint {
             (_, false) => Err(self.wrong_encoding(tensor, "packed uint8 with a weight_scale, by config.json")),
         }
     }
+}
+
+/// Whether a GGUF file stores this as codes of ternary weights.
+fn is_ternary(encoding: Encoding) -> bool {
+    matches!(encoding, Encoding::I2S | Encoding::Tq1_0 | Encoding::Tq2_0)
 }

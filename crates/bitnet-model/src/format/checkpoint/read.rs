@@ -1,12 +1,13 @@
 //! How a tensor's bytes become weights.
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use bitnet_kernels::{
-    dense::{self, DenseMatrix},
-    ternary::TernaryMatrix,
+    dense::{self, DenseMatrix, DenseType},
+    ternary::{TernaryMatrix, WeightScale},
 };
 use bytes::Bytes;
+use half::f16;
 
 use super::{Checkpoint, Kind};
 use crate::{
@@ -25,8 +26,13 @@ impl Checkpoint {
     }
 
     pub(super) fn read(&self, tensor: &Tensor) -> Result<Bytes, LoadError> {
+        self.read_part(tensor, tensor.range.clone())
+    }
+
+    /// The bytes of `range`, which lies in the tensor's.
+    pub(super) fn read_part(&self, tensor: &Tensor, range: Range<u64>) -> Result<Bytes, LoadError> {
         self.sources[tensor.file]
-            .read(tensor.range.clone())
+            .read(range)
             .map_err(|source| LoadError::Io { path: self.file_of(tensor).into(), source })
     }
 
@@ -112,6 +118,36 @@ impl Checkpoint {
         }
     }
 
+    /// An embedding table that was quantized like a linear layer, as floats of the same values.
+    pub(super) fn ternary_table(
+        &self,
+        tensor: &Tensor,
+        rows: usize,
+        cols: usize,
+    ) -> Result<DenseMatrix, LoadError> {
+        tracing::warn!(
+            tensor = tensor.own_name,
+            encoding = tensor.encoding.name(),
+            "this embedding was quantized like a linear layer, which damages the model; convert it again with `--token-embedding-type f16`"
+        );
+        let data = self.read(tensor)?;
+        let matrix = self.decode(tensor, &data, rows, cols, None).map_err(|source| {
+            let path = self.file_of(tensor).into();
+            LoadError::Weights { path, name: tensor.own_name.clone(), source }
+        })?;
+        self.sources[tensor.file].release(tensor.range.clone());
+        // The scales of TQ1_0 and TQ2_0 are f16; the one of I2_S need not be.
+        let scales = match matrix.scale() {
+            WeightScale::Tensor(scale) => std::slice::from_ref(scale),
+            WeightScale::Rows(scales) | WeightScale::Groups { scales, .. } => scales,
+        };
+        let (dtype, bytes) = match scales.iter().all(|&s| f16::from_f32(s).to_f32() == s) {
+            true => (DenseType::F16, elements(&matrix, |x| f16::from_f32(x).to_le_bytes())),
+            false => (DenseType::F32, elements(&matrix, f32::to_le_bytes)),
+        };
+        Ok(DenseMatrix::new(rows, cols, dtype, bytes.into()).expect("as many as elements"))
+    }
+
     /// Undoes the row order that GGUF's `llama` has for queries and keys.
     ///
     /// There, the two elements of a rotated pair are neighbours: row `2·i + j` of a head is Hugging Face's row `j·d/2 + i`.
@@ -129,4 +165,23 @@ impl Checkpoint {
             head * head_dim + 2 * index + half
         })
     }
+}
+
+/// All elements of a ternary matrix, row after row.
+fn elements<const N: usize>(matrix: &TernaryMatrix, bytes: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+    let (rows, cols) = (matrix.rows(), matrix.cols());
+    let mut out = Vec::with_capacity(rows * cols * N);
+    for row in 0..rows {
+        for col in 0..cols {
+            let scale = match matrix.scale() {
+                WeightScale::Tensor(scale) => *scale,
+                WeightScale::Rows(scales) => scales[row],
+                WeightScale::Groups { size, scales } => {
+                    scales[row * cols.div_ceil(*size) + col / size]
+                }
+            };
+            out.extend(bytes(f32::from(matrix.value(row, col)) * scale));
+        }
+    }
+    out
 }

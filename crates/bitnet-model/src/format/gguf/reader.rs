@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt::Display, io::Read, path::Path};
 
 use crate::{
     error::LoadError,
-    format::metadata::{Metadata, Value},
+    format::{
+        impostor,
+        metadata::{Metadata, Value},
+    },
 };
 
 /// Elements that all arrays of a file may have together. The largest vocabularies have a million tokens and merges in
@@ -132,19 +135,14 @@ impl<'a> Reader<'a> {
     pub fn magic_and_version(&mut self) -> Result<(), LoadError> {
         let magic: [u8; 4] = self.array("the GGUF header")?;
         if &magic != b"GGUF" {
-            let found = format!("\"{}\"", magic.escape_ascii());
-            return Err(self.malformed("the magic number", found, "\"GGUF\""));
+            return Err(self.wrong_magic(magic));
         }
         let version = self.u32("the GGUF header")?;
         let reason = match version {
             2 | 3 => return Ok(()),
             1 => "its lengths have 32 bits, and nothing has written it since 2023".to_owned(),
             _ if (1..=0xffff).contains(&version.swap_bytes()) => {
-                return Err(self.unsupported(
-                    "a big-endian GGUF file".into(),
-                    "all layouts here are little-endian".into(),
-                    "take the ordinary, little-endian file",
-                ));
+                return Err(self.big_endian());
             }
             _ => "versions 2 and 3 are known".to_owned(),
         };
@@ -153,6 +151,32 @@ impl<'a> Reader<'a> {
             reason,
             "convert the model again with current tools",
         ))
+    }
+
+    /// What the file is instead, if that can be told.
+    fn wrong_magic(&mut self, magic: [u8; 4]) -> LoadError {
+        if &magic == b"FUGG" {
+            return self.big_endian();
+        }
+        let mut head = magic.to_vec();
+        let rest = (impostor::HEAD - head.len()) as u64;
+        let _ = (&mut *self.inner).take(rest).read_to_end(&mut head); // what cannot be read tells nothing
+        let safetensors = impostor::begins_as_safetensors(&head).then_some(impostor::SAFETENSORS);
+        match impostor::recognize(&head).or(safetensors) {
+            Some(impostor) => LoadError::impostor(self.path, impostor, "a GGUF file"),
+            None => {
+                let found = format!("\"{}\"", magic.escape_ascii());
+                self.malformed("the magic number", found, "\"GGUF\"")
+            }
+        }
+    }
+
+    fn big_endian(&self) -> LoadError {
+        self.unsupported(
+            "a big-endian GGUF file".into(),
+            "all layouts here are little-endian".into(),
+            "take the ordinary, little-endian file",
+        )
     }
 
     fn unsupported(&self, what: String, reason: String, help: &str) -> LoadError {

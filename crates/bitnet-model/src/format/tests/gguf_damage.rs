@@ -34,6 +34,10 @@ fn other_files_are_refused() {
         "the magic number is \"PK\\x03\\x04\", but it should be \"GGUF\"",
     );
     check(
+        |f| f.magic = *b"FUGG",
+        "a big-endian GGUF file is not supported: all layouts here are little-endian",
+    );
+    check(
         |f| f.version = 1,
         "GGUF version 1 is not supported: its lengths have 32 bits, and nothing has written it since 2023",
     );
@@ -366,7 +370,7 @@ fn types_in_the_wrong_place_are_refused() {
     );
     check(
         |f| retype(f, "token_embd.weight", 36, 384 * 256 / 4 + 32),
-        "tensor `token_embd.weight` is stored as I2_S, but an embedding or head that is not ternary (ternary ones ruin the output: convert with `--token-embedding-type f16`) is needed",
+        "tensor `token_embd.weight` is stored as I2_S, but a head that is not ternary (ternary ones ruin the output: convert with `--token-embedding-type f16`) is needed",
     );
 }
 
@@ -387,7 +391,7 @@ fn damaged_weights_are_refused_with_their_place() {
     );
     check(
         |f| f.data[256 * 2 * 3 + 2..][..2].copy_from_slice(&[0, 0x7c]),
-        "row 3 of tensor `token_embd.weight` is not all finite, but it should be finite numbers",
+        "row 3, column 1 of tensor `token_embd.weight` is inf, but it should be a finite number",
     );
     check_llama(
         |f| {

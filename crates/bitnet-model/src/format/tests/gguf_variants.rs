@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
-use bitnet_kernels::ternary::WeightScale;
+use bitnet_kernels::{
+    dense::DenseType,
+    ternary::{TernaryMatrix, WeightScale},
+};
 
-use super::gguf_parts::{Entry, Gguf, check, check_loads, golden, retype};
+use super::gguf_parts::{Entry, Gguf, check, check_bytes, check_loads, golden, load, retype};
 use crate::{
     config::{HiddenAct, RopeScaling},
     format::{Checkpoint, I2sLayout, OpenOptions, ternary::i2s},
@@ -107,24 +110,67 @@ fn rotary_scaling_is_read_or_refused() {
         },
         "rotary scaling `yarn` is not supported: in GGUF files, none and linear are known",
     );
-    let factors = |factor: f32| {
+}
+
+#[test]
+fn rotary_factors_are_read_or_refused() {
+    let factors = |count: usize, last: f32| {
         move |f: &mut Gguf| {
+            let mut values = vec![1.0; count - 1];
+            values.push(last);
             let offset = f.data.len() as u64;
-            let values = [1.0, factor].map(f32::to_le_bytes).concat();
-            f.data.extend(values);
+            f.data.extend(values.iter().flat_map(|value: &f32| value.to_le_bytes()));
             f.tensors.push(Entry {
                 name: b"rope_freqs.weight".into(),
-                dims: vec![2],
+                dims: vec![count as u64],
                 kind: 0,
                 offset,
             });
         }
     };
-    check_loads(factors(1.0));
+    let half = check_loads(|_| {}).config().head_dim / 2;
+    let read = check_loads(factors(half, 8.0)).config().rope.factors.clone();
+    assert_eq!((read.len(), read[0], read[half - 1]), (half, 1.0, 8.0));
     check(
-        factors(8.0),
-        "tensor `rope_freqs.weight` is unexpected: rotary frequencies changed by factors in a GGUF file are not supported; take the model's safetensors files",
+        factors(2, 1.0),
+        &format!("tensor `rope_freqs.weight` is [2], but bitnet-b1.58 needs [{half}]"),
     );
+    for (bad, shown) in [(0.0, "0"), (-1.0, "-1"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
+        let message = format!(
+            "element {} of tensor `rope_freqs.weight` is {shown}, but it should be a finite number above zero",
+            half - 1
+        );
+        check(factors(half, bad), &message);
+    }
+}
+
+/// bitnet.cpp's converter quantizes the embedding of models with a head of their own.
+#[test]
+fn a_ternary_embedding_becomes_floats() {
+    let value = |row: usize, col: usize| ((row * 7 + col * 3) % 5 % 3) as i8 - 1;
+    let (rows, cols) = (384, 256);
+    let values: Vec<i8> = (0..rows * cols).map(|i| value(i / cols, i % cols)).collect();
+    for (scale, dtype) in [(0.1, DenseType::F32), (0.5, DenseType::F16)] {
+        let matrix = TernaryMatrix::from_values(rows, cols, &values, WeightScale::Tensor(scale));
+        let data = i2s::encode(&matrix, I2sLayout::Block128).unwrap();
+        let mut file = Gguf::parse(&golden("llama158-tiny-TQ1_0"));
+        retype(&mut file, "token_embd.weight", 36, data.len());
+        let start = file.tensor("token_embd.weight").offset as usize;
+        file.data[start..].copy_from_slice(&data);
+        let table = load(file.bytes()).unwrap().dense("model.embed_tokens", rows, cols).unwrap();
+        assert_eq!(table.dtype(), dtype);
+        let mut found = vec![0.0; cols];
+        for row in 0..rows {
+            table.dequantize_row(row, &mut found);
+            let expected = (0..cols).map(|col| f32::from(value(row, col)) * scale);
+            assert!(found.iter().copied().eq(expected), "row {row}");
+        }
+        file.data[start] = 0xff;
+        check_bytes(
+            file.bytes(),
+            "tensor `token_embd.weight` does not hold ternary weights: row 0, column 0 holds code 3, but ternary weights have codes 0, 1 and 2 only",
+        );
+    }
 }
 
 #[test]

@@ -50,7 +50,11 @@ fn a_model_is_what_its_config_says() {
         vocab_size: 384,
         max_position_embeddings: 512,
         rms_norm_eps: 1e-5,
-        rope: crate::config::RopeConfig { theta: 500_000.0, scaling: RopeScaling::Default },
+        rope: crate::config::RopeConfig {
+            theta: 500_000.0,
+            scaling: RopeScaling::Default,
+            factors: Vec::new(),
+        },
         hidden_act: HiddenAct::Relu2,
         sub_norms: true,
         tie_word_embeddings: true,

@@ -64,8 +64,9 @@ fn check_entry(key: &str, value: Value, message: &str) {
 
 #[test]
 fn config_that_is_no_json_is_refused() {
+    check_config(|_| "<!DOCTYPE html>".into(), "this is a web page, but JSON is needed");
     check_config(
-        |_| "<!DOCTYPE html>".into(),
+        |_| "<".into(),
         "not the JSON that it should be: expected value at line 1 column 1",
     );
     check_config(|_| "[1]".into(), "the JSON value is a list, but it should be an object");
@@ -363,6 +364,10 @@ fn files_that_are_no_safetensors_are_refused() {
     check_file(
         vec![0xff; 64],
         "the length of the table is 18446744073709551615, but it should be at most 16777216",
+    );
+    check_file(
+        [&2_u64.to_be_bytes()[..], b"{}"].concat(),
+        "a big-endian safetensors file is not supported: the format's numbers are little-endian",
     );
     check_file(
         [&(1_u64 << 20).to_le_bytes()[..], b"{}"].concat(),
