@@ -19,6 +19,9 @@ use parse::{number, size};
 /// Longest text that is read from one file: `/proc/cpuinfo` of a machine with 4096 processors has some 6 MB.
 const MAX_TEXT: u64 = 16 << 20;
 
+/// Threads at most where cores cannot be told from their siblings, and fast ones from slow ones.
+const UNKNOWN_THREADS: usize = 8;
+
 /// The processors of this machine and this process's share of them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Topology {
@@ -30,6 +33,8 @@ pub struct Topology {
     pub allowed: Vec<usize>,
     /// What else narrowed `allowed`, such as `the CPU list`.
     pub narrowed_by: Option<String>,
+    /// Nothing is known about the processors but their number.
+    pub unknown: bool,
     /// Data and unified caches, from the first level up, each physical cache once.
     pub caches: Vec<Cache>,
     /// Memory nodes; a machine with one kind of memory has one.
@@ -116,7 +121,12 @@ impl Topology {
         }
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let cpu = |id| Cpu { id, package: 0, core: id, class: CpuClass::Performance };
-        Self { cpus: (0..cpus).map(cpu).collect(), allowed: (0..cpus).collect(), ..found }
+        Self {
+            cpus: (0..cpus).map(cpu).collect(),
+            allowed: (0..cpus).collect(),
+            unknown: true,
+            ..found
+        }
     }
 
     /// Reads the topology from texts by their path, `None` where there is no such file.
@@ -135,6 +145,7 @@ impl Topology {
             allowed: mask.map_or_else(|| online.clone(), |mask| common(&mask, &online)),
             cpus: online.iter().map(cpu).collect(),
             narrowed_by: None,
+            unknown: false,
             caches,
             nodes: nodes(read),
             numa_balancing: read("/proc/sys/kernel/numa_balancing")
@@ -184,6 +195,10 @@ impl Topology {
             if whole < threads {
                 return Recommendation { threads: whole, reason: quota.to_string() };
             }
+        }
+        if self.unknown && threads > UNKNOWN_THREADS {
+            let reason = format!("{UNKNOWN_THREADS} of {threads} CPUs, whose cores are unknown");
+            return Recommendation { threads: UNKNOWN_THREADS, reason };
         }
         Recommendation { threads, reason: self.reason(threads, slow) }
     }

@@ -92,6 +92,15 @@ fn the_affinity_mask_is_never_left() {
 }
 
 #[test]
+fn a_machine_without_topology_takes_its_processors_in_order() {
+    let machine = Machine::new(4, 1).without("/topology/").without("/cache/").topology_of();
+    check(&pinned(Places::Threads, Order::Close), &machine, &["0", "1", "2", "3", "0"]);
+    check(&pinned(Places::Sockets, Order::Close), &machine, &["0-3"]);
+    let error = place(&pinned(Places::Nodes, Order::Close), &machine, 1).unwrap_err();
+    assert_eq!(error, PlacementError::NoPlace { allowed: vec![0, 1, 2, 3] });
+}
+
+#[test]
 fn a_list_of_processors_holds_all_threads_together_or_one_each() {
     let machine = Machine::new(8, 1).topology_of();
     let list = PlacementConfig { cpus: vec![5, 2, 3, 2], ..PlacementConfig::default() };

@@ -70,7 +70,7 @@ impl Gate {
     pub fn open(&self, limit: usize, wake: impl Fn(usize)) {
         let state = self.state.0.load(Ordering::Relaxed);
         let epoch = (state & !(EPOCH - 1)).wrapping_add(EPOCH);
-        self.state.0.store(epoch | OPEN | limit as u64 * LIMIT, Ordering::Release);
+        self.state.0.store(epoch | OPEN | (limit as u64 * LIMIT), Ordering::Release);
         // A worker says that it sleeps before it looks at the state for the last time, and here it is the other way around:
         // with a fence on both sides one of the two sees the other.
         fence(Ordering::SeqCst);
