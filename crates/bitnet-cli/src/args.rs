@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use bitnet::{
-    Device, DraftStrategy, Error, GenerationConfig, HiddenAct, I2sLayout, KvType, ModelConfig,
-    PackedLayout, SamplingStrategy,
+    Device, DraftStrategy, Error, GenerationConfig, HeadType, HiddenAct, I2sLayout, KvType,
+    ModelConfig, PackedLayout, SamplingStrategy,
 };
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
@@ -46,6 +46,9 @@ pub struct ModelArgs {
     /// Number type in which the keys and values of earlier tokens are kept
     #[arg(long, value_name = "TYPE", default_value = "f16", help_heading = MODEL)]
     kv_dtype: KvDtype,
+    /// How the output head is held: int8, or file (as the model file has it: slower, the reference)
+    #[arg(long, value_name = "FORM", default_value = "int8", help_heading = MODEL)]
+    head: HeadType,
     /// SIMD level to use instead of the best one; `info` lists them
     #[arg(long, value_name = "LEVEL", help_heading = MODEL)]
     simd_level: Option<String>,
@@ -95,6 +98,7 @@ impl ModelArgs {
                 KvDtype::F32 => KvType::F32,
                 KvDtype::F16 => KvType::F16,
             },
+            head: self.head,
             i2s_layout: match self.i2s_layout {
                 I2sArg::Block128 => I2sLayout::Block128,
                 I2sArg::Block64 => I2sLayout::Block64,

@@ -165,7 +165,7 @@ impl Threads {
         (self.count > available).then(|| {
             let processors = if available == 1 { "CPU" } else { "CPUs" };
             format!(
-                "{} threads ({}) on {available} available {processors}: {available} are used, more would only take turns",
+                "{} threads ({}) on {available} available {processors}: they take turns",
                 self.count, self.rule
             )
         })

@@ -47,6 +47,7 @@ pub fn json(loaded: &Loaded, config: &GenerationConfig, output: &Output) -> Valu
             KvType::F32 => "f32",
             KvType::F16 => "f16",
         },
+        "head": info.head.to_string(),
         "machine": loaded.machine,
         "device": info.device,
         "simd": info.simd_level,

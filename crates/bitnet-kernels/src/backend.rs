@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use crate::dense::DenseMatrix;
+use crate::head::{HeadType, InvalidHead};
 use crate::kv::KvShape;
 use crate::scalar::elementwise::Activation;
 use crate::scalar::rope::RopeTable;
@@ -35,8 +36,10 @@ pub struct Norm<V> {
 pub trait Backend: Send + Sync + Sized + 'static {
     /// A ternary matrix in the device's own layout.
     type Ternary: Send + Sync;
-    /// An embedding table or output head.
+    /// An embedding table.
     type Dense: Send + Sync;
+    /// An output head.
+    type Head: Send + Sync;
     /// A vector of weights.
     type Vector: Send + Sync;
     /// Floats `[tokens, features]`, resized at will.
@@ -62,8 +65,19 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Rearranges ternary weights for this device, once.
     fn upload_ternary(&self, weights: TernaryMatrix) -> Self::Ternary;
-    /// Takes an embedding table or output head, sharing its bytes where that is possible.
+    /// Takes an embedding table, sharing its bytes where that is possible.
     fn upload_dense(&self, weights: DenseMatrix) -> Self::Dense;
+    /// Takes an output head in one of its forms. `taken` hears of rows whose stored bytes are not needed any more; a head
+    /// that stays as it is stored shares them instead.
+    ///
+    /// # Errors
+    /// If the weights do not fit the form.
+    fn upload_head(
+        &self,
+        weights: DenseMatrix,
+        form: HeadType,
+        taken: &(dyn Fn(Range<usize>) + Sync),
+    ) -> Result<Self::Head, InvalidHead>;
     /// Takes a vector.
     fn upload_vector(&self, weights: Vec<f32>) -> Self::Vector;
     /// An empty matrix.
@@ -135,7 +149,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
         x: &Self::Activations,
         rows: &[usize],
         norm: &Norm<Self::Vector>,
-        head: &Self::Dense,
+        head: &Self::Head,
         out: &mut Vec<f32>,
     );
 }

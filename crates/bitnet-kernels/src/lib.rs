@@ -9,6 +9,7 @@ pub mod backend;
 pub mod cpu;
 pub mod dense;
 pub mod device;
+pub mod head;
 pub mod kv;
 pub mod scalar;
 pub mod ternary;

@@ -196,7 +196,8 @@ impl ModelBuilder {
         let threads = plan.threads();
         let backend = CpuBackend::with_plan(isa, plan)
             .map_err(|source| Error::Threads { threads, source })?;
-        let model = Model::load(&checkpoint, Arc::new(backend), threads, &self.progress)?;
+        let (backend, head) = (Arc::new(backend), self.config.head);
+        let model = Model::load(&checkpoint, backend, head, threads, &self.progress)?;
         let info = self.info(&checkpoint, device, isa, threads, limits, begin);
         drop(checkpoint);
         let handle = spawn(Arc::new(model), &engine)?;
@@ -234,6 +235,7 @@ impl ModelBuilder {
             threads,
             context_length: limits.max_seq_len,
             kv_dtype,
+            head: self.config.head,
             kv_cache_bytes: limits.pages * kv_page,
             kv_bytes_per_token: kv_page / PAGE,
             load_time: begin.elapsed(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::KvType;
 use bitnet_model::format::{Checkpoint, TensorInfo};
 
@@ -30,6 +31,8 @@ pub struct ModelInfo {
     pub context_length: usize,
     /// How keys and values are stored.
     pub kv_dtype: KvType,
+    /// How the output head is held.
+    pub head: HeadType,
     /// Most bytes that keys and values of all sequences may take; they are taken from the system as they fill.
     pub kv_cache_bytes: usize,
     /// Bytes that the keys and values of one token take.

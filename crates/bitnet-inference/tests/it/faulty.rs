@@ -1,5 +1,6 @@
 //! A backend that can be told to fail, to wait, and what it has seen.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,6 +8,7 @@ use bitnet_kernels::backend::{Backend, Gated, Norm, Span};
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::dense::DenseMatrix;
+use bitnet_kernels::head::{HeadType, InvalidHead};
 use bitnet_kernels::kv::KvShape;
 use bitnet_kernels::scalar::rope::RopeTable;
 use bitnet_kernels::ternary::TernaryMatrix;
@@ -35,6 +37,7 @@ impl Faulty {
 impl Backend for Faulty {
     type Ternary = <CpuBackend as Backend>::Ternary;
     type Dense = <CpuBackend as Backend>::Dense;
+    type Head = <CpuBackend as Backend>::Head;
     type Vector = <CpuBackend as Backend>::Vector;
     type Activations = <CpuBackend as Backend>::Activations;
     type KvLayer = <CpuBackend as Backend>::KvLayer;
@@ -46,6 +49,15 @@ impl Backend for Faulty {
 
     fn upload_dense(&self, weights: DenseMatrix) -> Self::Dense {
         self.cpu.upload_dense(weights)
+    }
+
+    fn upload_head(
+        &self,
+        weights: DenseMatrix,
+        form: HeadType,
+        taken: &(dyn Fn(Range<usize>) + Sync),
+    ) -> Result<Self::Head, InvalidHead> {
+        self.cpu.upload_head(weights, form, taken)
     }
 
     fn upload_vector(&self, weights: Vec<f32>) -> Self::Vector {
@@ -137,7 +149,7 @@ impl Backend for Faulty {
         x: &Self::Activations,
         rows: &[usize],
         norm: &Norm<Self::Vector>,
-        head: &Self::Dense,
+        head: &Self::Head,
         out: &mut Vec<f32>,
     ) {
         self.cpu.logits(scratch, x, rows, norm, head, out);

@@ -7,6 +7,7 @@ use async_channel::Receiver;
 use bitnet_inference::engine::Event;
 use bitnet_inference::{EngineConfig, EngineError, FinishReason, GenerationConfig, Request, Work};
 use bitnet_kernels::backend::Backend;
+use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::KvType;
 use bitnet_model::decoder::Model;
 use bitnet_model::format::{Checkpoint, OpenOptions};
@@ -17,7 +18,7 @@ pub fn testdata(name: &str) -> PathBuf {
 
 pub fn load<B: Backend>(name: &str, backend: B) -> Arc<Model<B>> {
     let checkpoint = Checkpoint::open(&testdata(name), &OpenOptions::default()).unwrap();
-    Arc::new(Model::load(&checkpoint, Arc::new(backend), 1, &|_| {}).unwrap())
+    Arc::new(Model::load(&checkpoint, Arc::new(backend), HeadType::File, 1, &|_| {}).unwrap())
 }
 
 /// Keys and values as the reference has them.

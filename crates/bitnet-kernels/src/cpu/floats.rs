@@ -9,8 +9,9 @@ use crate::dense::DenseMatrix;
 use crate::kv::KvLayer;
 use crate::scalar::attention::Context;
 use crate::scalar::elementwise::Activation;
+use crate::scalar::int8::Split;
 #[cfg(not(target_arch = "x86_64"))]
-use crate::scalar::{attention, elementwise, head, norm, rope};
+use crate::scalar::{attention, elementwise, head, int8, norm, rope};
 
 /// Hands the list of operations to the macro `$with`, which makes a version of each.
 macro_rules! float_operations {
@@ -34,6 +35,10 @@ macro_rules! float_operations {
             fn gate(activation: Activation, up: &[f32], gate: &mut [f32]) -> () = elementwise;
             /// See [`crate::scalar::head::logits`].
             fn logits(head: &DenseMatrix, rows: Range<usize>, x: &[f32], row: &mut Vec<f32>, out: &mut [f32]) -> () = head;
+            /// See [`crate::scalar::head::quantize_head_row`].
+            fn quantize_head_row(head: &DenseMatrix, row: usize, values: &mut Vec<f32>, q: &mut [i8]) -> Option<f32> = head;
+            /// See [`crate::scalar::int8::split`].
+            fn split(x: &[f32], high: &mut [i8], low: &mut [i8]) -> Split = int8;
         }
     };
 }

@@ -10,8 +10,10 @@ use std::sync::OnceLock;
 
 #[cfg(target_arch = "aarch64")]
 use super::aarch64::{Neon, NeonDotprod};
+use super::head::product::Int8Product;
 use super::level::{CpuFeatures, SimdLevel};
 use super::packed::PackedTernary;
+use super::pool::Stripe;
 use super::product::{Product, TileKernel};
 use super::selection::{self, Selection};
 use super::selftest::{self, WrongProduct};
@@ -180,6 +182,11 @@ impl Isa {
         out: &mut [i32],
     ) {
         Product { w, panels, blocks, x, tokens }.run_on(self, out);
+    }
+
+    /// The logits of an int8 head, for the rows that are the columns of `out`; see [`crate::scalar::int8`].
+    pub(crate) fn int8_logits(self, product: &Int8Product<'_>, out: &mut Stripe<'_>) {
+        with_kernel!(self, |kernel| product.run(kernel, out));
     }
 
     /// Multiplies and adds in registers as fast as the tier's instructions go, and returns how many products that made.

@@ -6,6 +6,7 @@ pub mod aarch64;
 pub mod affinity;
 mod bitlinear;
 pub mod floats;
+pub mod head;
 mod input;
 pub mod isa;
 pub mod level;
@@ -29,12 +30,15 @@ use std::time::Instant;
 
 use crate::backend::{Backend, Gated, Norm, Span};
 use crate::dense::DenseMatrix;
+use crate::head::{HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
 use crate::scalar::attention::Context;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
 pub use bitlinear::CpuTernary;
 use bitlinear::Part;
+pub use head::CpuHead;
+use head::split::SplitRows;
 use input::{Input, OwnInput, SharedInput};
 use isa::Isa;
 use packed::{PANEL_ROWS, PackedTernary};
@@ -48,8 +52,6 @@ const MAX_PANELS: usize = 16;
 const TOKEN_BLOCK: usize = 48;
 /// Tokens of a sequence that attend together, so that a block of keys or values is read once for all of them.
 const ATTENTION_TOKENS: usize = 4;
-/// Rows of the head that a thread takes at a time.
-const HEAD_ROWS: usize = 64;
 
 /// Computes on the processor with the threads of one pool.
 pub struct CpuBackend {
@@ -96,18 +98,17 @@ impl Matrix {
 pub struct CpuScratch {
     input: SharedInput,
     normed: Matrix,
+    split: SplitRows,
     workers: Vec<WorkerScratch>,
 }
 
 impl CpuBackend {
-    /// Starts `threads` compute threads (the caller is the first of them) that use the instructions of `isa`; at most as
-    /// many as this process may have processors, since more of them only take turns: measured, 8 on 2 processors lose 37 %.
+    /// Starts `threads` compute threads (the caller is the first of them) that use the instructions of `isa`.
     ///
     /// # Errors
     /// If the system refuses a thread.
     pub fn new(isa: Isa, threads: usize) -> std::io::Result<Self> {
-        let processors = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
-        Ok(Self::with_pool(isa, ThreadPool::new(threads.min(processors))?))
+        Ok(Self::with_pool(isa, ThreadPool::new(threads)?))
     }
 
     /// Starts the threads of `plan`, which use the instructions of `isa`.
@@ -211,6 +212,7 @@ impl WorkerScratch {
 impl Backend for CpuBackend {
     type Ternary = CpuTernary;
     type Dense = DenseMatrix;
+    type Head = CpuHead;
     type Vector = Vec<f32>;
     type Activations = Matrix;
     type KvLayer = KvLayer;
@@ -239,6 +241,15 @@ impl Backend for CpuBackend {
 
     fn upload_dense(&self, weights: DenseMatrix) -> DenseMatrix {
         weights
+    }
+
+    fn upload_head(
+        &self,
+        weights: DenseMatrix,
+        form: HeadType,
+        taken: &(dyn Fn(Range<usize>) + Sync),
+    ) -> Result<CpuHead, InvalidHead> {
+        self.make_head(weights, form, taken)
     }
 
     fn upload_vector(&self, weights: Vec<f32>) -> Vec<f32> {
@@ -391,30 +402,10 @@ impl Backend for CpuBackend {
         x: &Matrix,
         rows: &[usize],
         norm: &Norm<Vec<f32>>,
-        head: &DenseMatrix,
+        head: &CpuHead,
         out: &mut Vec<f32>,
     ) {
-        let normed = &mut scratch.normed;
-        normed.resize(rows.len(), x.cols);
-        for (&row, y) in rows.iter().zip(normed.data.chunks_mut(x.cols)) {
-            self.isa.rms_norm(x.row(row), &norm.weight, norm.eps, y);
-        }
-        let normed = &*normed;
-        out.clear();
-        out.resize(rows.len() * head.rows(), 0.0);
-        if rows.is_empty() {
-            return;
-        }
-        let parts = stripes(out, head.rows(), HEAD_ROWS);
-        self.pool.for_each_with(&mut scratch.workers, parts, |worker, _, mut stripe| {
-            let columns = stripe.columns();
-            worker.floats.resize(rows.len() * columns.len(), 0.0);
-            let WorkerScratch { row, floats, .. } = worker;
-            self.isa.logits(head, columns.clone(), &normed.data, row, floats);
-            for (token, y) in floats.chunks(columns.len()).enumerate() {
-                stripe.row(token).copy_from_slice(y);
-            }
-        });
+        self.head_logits(scratch, x, rows, norm, head, out);
     }
 }
 

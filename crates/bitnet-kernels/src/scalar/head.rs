@@ -25,3 +25,18 @@ pub fn logits(
         }
     }
 }
+
+/// Decodes a row of the head and quantizes it as [`super::int8::quantize_row`] does.
+///
+/// `values`: working memory; `q`: at least `cols` long.
+#[inline(always)]
+pub fn quantize_head_row(
+    head: &DenseMatrix,
+    row: usize,
+    values: &mut Vec<f32>,
+    q: &mut [i8],
+) -> Option<f32> {
+    values.resize(head.cols(), 0.0);
+    dequantize(head.dtype(), head.row(row), values);
+    super::int8::quantize_row(values, q)
+}

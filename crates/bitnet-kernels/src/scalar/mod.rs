@@ -7,6 +7,7 @@
 pub mod attention;
 pub mod elementwise;
 pub mod head;
+pub mod int8;
 pub mod norm;
 pub mod rope;
 pub mod ternary;

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bitnet_kernels::backend::{Backend, Norm};
+use bitnet_kernels::head::HeadType;
 
 use super::{Layer, Model, rope};
 use crate::config::ArchConfig;
@@ -50,13 +51,14 @@ fn shape(config: &ArchConfig, linear: usize) -> (usize, usize) {
 }
 
 impl<B: Backend> Model<B> {
-    /// Reads all weights with `threads` threads; `progress` is called from any of them.
+    /// Reads all weights with `threads` threads; `progress` is called from any of them. `head`: how the output head is held.
     ///
     /// # Errors
     /// The first one met, naming file and tensor.
     pub fn load(
         checkpoint: &Checkpoint,
         backend: Arc<B>,
+        head: HeadType,
         threads: usize,
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<Self, LoadError> {
@@ -65,10 +67,7 @@ impl<B: Backend> Model<B> {
         checkpoint.check_tables(threads)?;
         let embed_tokens =
             backend.upload_dense(checkpoint.dense("model.embed_tokens", vocab, hidden)?);
-        let lm_head = match config.tie_word_embeddings {
-            true => None,
-            false => Some(backend.upload_dense(checkpoint.dense("lm_head", vocab, hidden)?)),
-        };
+        let lm_head = load_head(checkpoint, &*backend, head)?;
         let norm = load_norm(checkpoint, &*backend, "model.norm", hidden)?;
         let mut linears = load_linears(checkpoint, &*backend, threads, progress)?.into_iter();
         let layers = (0..config.num_hidden_layers)
@@ -77,6 +76,21 @@ impl<B: Backend> Model<B> {
         let inverse_frequencies = rope::inverse_frequencies(&config.rope, config.head_dim);
         Ok(Self { backend, config, embed_tokens, layers, norm, lm_head, inverse_frequencies })
     }
+}
+
+/// The output head, out of the embedding table where that is the same.
+fn load_head<B: Backend>(
+    checkpoint: &Checkpoint,
+    backend: &B,
+    form: HeadType,
+) -> Result<B::Head, LoadError> {
+    let config = checkpoint.config();
+    let name = if config.tie_word_embeddings { "model.embed_tokens" } else { "lm_head" };
+    let weights = checkpoint.dense(name, config.vocab_size, config.hidden_size)?;
+    let taken = |rows| checkpoint.release_rows(name, rows);
+    backend
+        .upload_head(weights, form, &taken)
+        .map_err(|invalid| checkpoint.invalid_head(name, form, &invalid))
 }
 
 fn load_norm<B: Backend>(

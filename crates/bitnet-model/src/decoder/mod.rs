@@ -26,8 +26,7 @@ pub struct Model<B: Backend> {
     embed_tokens: B::Dense,
     layers: Vec<Layer<B>>,
     norm: Norm<B::Vector>,
-    /// None if the head is the embedding table.
-    lm_head: Option<B::Dense>,
+    lm_head: B::Head,
     inverse_frequencies: Vec<f32>,
 }
 
@@ -160,13 +159,12 @@ impl<B: Backend> Model<B> {
             );
         }
         observe(Point::Hidden(self.layers.len()), &scratch.hidden);
-        let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
         self.backend.logits(
             &mut scratch.operations,
             &scratch.hidden,
             &batch.outputs,
             &self.norm,
-            head,
+            &self.lm_head,
             &mut scratch.logits,
         );
     }

@@ -6,10 +6,15 @@ mod read;
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
-use bitnet_kernels::{dense::DenseMatrix, ternary::TernaryMatrix};
+use bitnet_kernels::{
+    dense::DenseMatrix,
+    head::{HeadType, InvalidHead},
+    ternary::TernaryMatrix,
+};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
@@ -245,6 +250,37 @@ impl Checkpoint {
         }
     }
 
+    /// [`Self::release`] for some rows of a matrix that is stored row by row.
+    pub fn release_rows(&self, name: &str, rows: Range<usize>) {
+        let Some(tensor) = self.tensors.get(&format!("{name}.weight")) else { return };
+        let all = tensor.shape.first().copied().unwrap_or(0).max(1) as u64;
+        let bytes = (tensor.range.end - tensor.range.start) / all;
+        let start = tensor.range.start + rows.start as u64 * bytes;
+        let end = tensor.range.start + (rows.end as u64).min(all) * bytes;
+        self.sources[tensor.file].release(start..end);
+    }
+
+    /// What to say of a head that a backend refused.
+    pub(crate) fn invalid_head(
+        &self,
+        name: &str,
+        form: HeadType,
+        invalid: &InvalidHead,
+    ) -> LoadError {
+        let tensor = self.tensors.get(&format!("{name}.weight"));
+        let path = tensor.map_or(self.path.as_path(), |tensor| self.file_of(tensor));
+        let name = tensor.map_or(name, |tensor| &tensor.own_name);
+        match invalid {
+            InvalidHead::NotFinite { row } => not_finite(path, *row, name),
+            InvalidHead::TooWide { .. } => LoadError::Unsupported {
+                path: path.into(),
+                what: format!("an output head of {form} from tensor `{name}`"),
+                reason: invalid.to_string(),
+                help: format!("use the head as it is in the file: {}", HeadType::File),
+            },
+        }
+    }
+
     /// Reads every weight once, so that damage anywhere shows.
     pub fn verify(&self) -> Result<(), LoadError> {
         self.check_tables(1)?;
@@ -257,5 +293,14 @@ impl Checkpoint {
             self.release(&name);
         }
         Ok(())
+    }
+}
+
+fn not_finite(path: &Path, row: usize, name: &str) -> LoadError {
+    LoadError::Malformed {
+        path: path.into(),
+        place: format!("row {row} of tensor `{name}`"),
+        found: "not all finite".into(),
+        expected: "finite numbers".into(),
     }
 }

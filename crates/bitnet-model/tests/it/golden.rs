@@ -6,6 +6,7 @@ use bitnet_kernels::backend::Backend;
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::cpu::pool::ThreadPool;
+use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_kernels::scalar::norm;
 use bitnet_model::batch::{Batch, Outputs};
@@ -27,11 +28,16 @@ const MODELS: [(&str, &str); 5] = [
     ("gguf/llama158-tiny-TQ1_0.gguf", "llama158-tiny"),
 ];
 
+/// With the head as the file has it, as the reference computes it.
 fn load(model: &str, isa: Isa, threads: usize) -> Model<CpuBackend> {
+    load_with(model, HeadType::File, isa, threads)
+}
+
+fn load_with(model: &str, head: HeadType, isa: Isa, threads: usize) -> Model<CpuBackend> {
     let checkpoint =
         Checkpoint::open(&testdata("golden").join(model), &OpenOptions::default()).unwrap();
     let backend = Arc::new(CpuBackend::with_pool(isa, ThreadPool::new(threads).unwrap()));
-    Model::load(&checkpoint, backend, threads, &|_| {}).unwrap()
+    Model::load(&checkpoint, backend, head, threads, &|_| {}).unwrap()
 }
 
 /// The numbers of a model file; scales in TQ1_0 have passed through float16, which has numbers of its own but the same prompts.
@@ -117,34 +123,85 @@ fn check_prompt(model: &Model<CpuBackend>, reference: &Reference, p: &str, what:
 }
 
 #[test]
-fn a_prompt_split_anywhere_gives_the_same_bits() {
+fn an_int8_head_has_the_references_greedy_continuations() {
     for (file, folder) in MODELS {
+        let reference = reference(file, folder);
+        let model = load_with(file, HeadType::Int8, Isa::best(), 2);
+        let vocab = model.config().vocab_size;
+        for p in PROMPTS {
+            let mut run = Run::new(&model);
+            let logits = run.feed(&reference.ids(&format!("{p}.input_ids")));
+            let expected = reference.floats(&format!("{p}.logits"));
+            // Logits have a standard deviation of 5; an int8 weight is off by up to 1/254 of the largest of its row.
+            assert_close(&logits[logits.len() - expected.len()..], &expected, 0.2, file);
+            let expected = reference.ids(&format!("{p}.generated"));
+            let mut generated = vec![best(&logits[logits.len() - vocab..])];
+            while generated.len() < expected.len() {
+                generated.push(best(&run.feed(&generated[generated.len() - 1..])));
+            }
+            assert_eq!(generated, expected, "{file} {p}");
+        }
+    }
+}
+
+#[test]
+fn a_prompt_split_anywhere_gives_the_same_bits() {
+    for ((file, folder), head) in models_with_heads() {
         let ids = reference(file, folder).ids("p2.input_ids");
-        let model = load(file, Isa::best(), 2);
+        let model = load_with(file, head, Isa::best(), 2);
         let whole = Run::new(&model).feed(&ids);
         for split in 1..ids.len() {
             let mut run = Run::new(&model);
             let parts = [run.feed(&ids[..split]), run.feed(&ids[split..])].concat();
-            assert!(whole == parts, "{file} split after {split} tokens");
+            assert!(whole == parts, "{file}, head {head}, split after {split} tokens");
         }
         let mut run = Run::new(&model);
         let singly: Vec<f32> = ids.iter().flat_map(|id| run.feed(&[*id])).collect();
-        assert!(whole == singly, "{file} token by token");
+        assert!(whole == singly, "{file}, head {head}, token by token");
     }
 }
 
 #[test]
 fn every_tier_and_thread_count_gives_the_same_bits() {
-    for (file, folder) in MODELS {
+    for ((file, folder), head) in models_with_heads() {
         let ids = reference(file, folder).ids("p2.input_ids");
-        let expected = Run::new(&load(file, Isa::Scalar, 1)).feed(&ids);
+        let expected = Run::new(&load_with(file, head, Isa::Scalar, 1)).feed(&ids);
         for &isa in Isa::available() {
             for threads in 1..=3 {
-                let found = Run::new(&load(file, isa, threads)).feed(&ids);
-                assert!(found == expected, "{file} on {} with {threads} threads", isa.name());
+                let found = Run::new(&load_with(file, head, isa, threads)).feed(&ids);
+                let how = format!("on {} with {threads} threads", isa.name());
+                assert!(found == expected, "{file}, head {head}, {how}");
             }
         }
     }
+}
+
+fn models_with_heads() -> impl Iterator<Item = ((&'static str, &'static str), HeadType)> {
+    MODELS.into_iter().flat_map(|model| HeadType::ALL.map(|head| (model, head)))
+}
+
+/// The tiny model in one file, with a NaN in some row of a tensor.
+fn with_nan(tensor: &str, row: usize) -> Checkpoint {
+    let folder = testdata("golden/bitnet-tiny");
+    let mut weights = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let header = 8 + u64::from_le_bytes(*weights.first_chunk().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&weights[8..header]).unwrap();
+    let of = |key: &str, i: usize| json[tensor][key][i].as_u64().unwrap() as usize;
+    let (start, end) = (of("data_offsets", 0), of("data_offsets", 1));
+    let at = header + start + row * ((end - start) / of("shape", 0));
+    weights[at..at + 4].fill(0xff);
+    let config = std::fs::read(folder.join("config.json")).unwrap();
+    let name = std::path::Path::new("tiny");
+    Checkpoint::from_safetensors(name, &config, weights.into(), &OpenOptions::default()).unwrap()
+}
+
+#[test]
+fn a_head_that_is_not_finite_is_refused_with_its_tensor_and_row() {
+    let checkpoint = with_nan("model.embed_tokens.weight", 300);
+    let backend = Arc::new(CpuBackend::new(Isa::best(), 2).unwrap());
+    let error = Model::load(&checkpoint, backend, HeadType::Int8, 1, &|_| {}).err().unwrap();
+    let place = "row 300 of tensor `model.embed_tokens.weight` is not all finite";
+    assert!(error.to_string().contains(place), "{error}");
 }
 
 #[test]

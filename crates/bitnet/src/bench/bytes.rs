@@ -1,6 +1,7 @@
 //! What one token reads from memory.
 
-use bitnet_kernels::cpu::packed::{BLOCK_COLS, PANEL_ROWS};
+use bitnet_kernels::cpu::packed::{PANEL_ROWS, Packing};
+use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_model::config::ArchConfig;
 use bitnet_model::format::Checkpoint;
@@ -15,7 +16,7 @@ use crate::model::BitNetModel;
 pub struct TokenBytes {
     /// Ternary weights as they lie in memory: two bits each, rows and columns filled up to multiples of 16.
     pub ternary: u64,
-    /// The output head, as it is stored.
+    /// The output head, as it lies in memory.
     pub head: u64,
     /// Norms in f32, and one row of the embedding.
     pub other: u64,
@@ -29,17 +30,28 @@ impl TokenBytes {
     /// Of a loaded model, with `context` earlier tokens on average.
     pub fn new(model: &BitNetModel, context: f64) -> Self {
         let info = model.info();
-        Self::of_parts(model.config(), &info.bytes, info.kv_bytes_per_token, context)
+        Self::of_parts(model.config(), &info.bytes, info.head, info.kv_bytes_per_token, context)
     }
 
     /// Of a model that need not be loaded.
-    pub fn of_checkpoint(checkpoint: &Checkpoint, kv_dtype: KvType, context: f64) -> Self {
+    pub fn of_checkpoint(
+        checkpoint: &Checkpoint,
+        kv_dtype: KvType,
+        head: HeadType,
+        context: f64,
+    ) -> Self {
         let (config, (_, parts)) = (checkpoint.config(), info::tensors(checkpoint));
-        Self::of_parts(config, &parts, page_bytes(config, kv_dtype) / PAGE, context)
+        Self::of_parts(config, &parts, head, page_bytes(config, kv_dtype) / PAGE, context)
     }
 
-    fn of_parts(config: &ArchConfig, parts: &PartBytes, kv_bytes: usize, context: f64) -> Self {
-        let head = match config.tie_word_embeddings {
+    fn of_parts(
+        config: &ArchConfig,
+        parts: &PartBytes,
+        head: HeadType,
+        kv_bytes: usize,
+        context: f64,
+    ) -> Self {
+        let stored = match config.tie_word_embeddings {
             true => parts.embedding,
             false => parts.head,
         };
@@ -50,7 +62,7 @@ impl TokenBytes {
                 .map(|&(rows, cols)| packed_bytes(rows, cols))
                 .sum::<u64>()
                 * config.num_hidden_layers as u64,
-            head,
+            head: head.bytes(config.vocab_size, config.hidden_size, stored),
             other: 4 * norm_weights(config) + embedding_row,
             kv: (kv_bytes as f64 * context) as u64,
             context,
@@ -86,7 +98,8 @@ pub fn ternary_weights(config: &ArchConfig) -> u64 {
 }
 
 fn packed_bytes(rows: usize, cols: usize) -> u64 {
-    (rows.next_multiple_of(PANEL_ROWS) * cols.next_multiple_of(BLOCK_COLS) / 4) as u64
+    (rows.next_multiple_of(PANEL_ROWS) * cols.next_multiple_of(Packing::TwoBits.block_cols()) / 4)
+        as u64
 }
 
 fn norm_weights(config: &ArchConfig) -> u64 {

@@ -1,4 +1,4 @@
-use bitnet_kernels::cpu::packed::PackedTernary;
+use bitnet_kernels::cpu::packed::{PackedTernary, Packing};
 use bitnet_model::format::{Checkpoint, OpenOptions};
 
 use super::*;
@@ -88,13 +88,15 @@ fn parts_can_be_left_out() {
 fn check_bytes(file: &str) {
     let path = std::path::Path::new(GOLDEN).join(file);
     let checkpoint = Checkpoint::open(&path, &OpenOptions::default()).unwrap();
-    let model = BitNetModel::from_pretrained(&path).load().unwrap();
+    let head = crate::HeadType::File;
+    let model_config = ModelConfig { head, ..Default::default() };
+    let model = BitNetModel::from_pretrained(&path).with_config(model_config).load().unwrap();
     let (mut ternary, mut other, mut tables) = (0, 0, 0);
     for tensor in checkpoint.tensors() {
         match (&tensor.shape[..], tensor.name.strip_suffix(".weight")) {
             (&[rows, cols], Some(name)) if name.ends_with("_proj") => {
                 let matrix = checkpoint.ternary(name, rows, cols).unwrap();
-                ternary += PackedTernary::pack(&matrix).bytes() as u64;
+                ternary += PackedTernary::pack(&matrix, Packing::TwoBits).bytes() as u64;
             }
             (&[_, _], _) => tables += tensor.bytes,
             (shape, _) => other += 4 * shape[0] as u64,
@@ -103,7 +105,7 @@ fn check_bytes(file: &str) {
     let (config, info) = (model.config(), model.info());
     let row = info.bytes.embedding / config.vocab_size as u64;
     let found = TokenBytes::new(&model, 10.0);
-    assert_eq!(found, TokenBytes::of_checkpoint(&checkpoint, crate::KvType::F16, 10.0));
+    assert_eq!(found, TokenBytes::of_checkpoint(&checkpoint, crate::KvType::F16, head, 10.0));
     let kv = 10 * 2 * 2 * config.num_key_value_heads * config.head_dim * config.num_hidden_layers;
     let embedding = if config.tie_word_embeddings { 0 } else { info.bytes.embedding };
     assert_eq!((found.ternary, found.other), (ternary, other + row));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bitnet::bench::TokenBytes;
-use bitnet::{ArchConfig, Checkpoint, Isa, KvType};
+use bitnet::{ArchConfig, Checkpoint, HeadType, Isa, KvType};
 use bitnet_model::config::{RopeConfig, RopeScaling};
 use bitnet_model::format::metadata::{Metadata, Value};
 use serde_json::json;
@@ -104,13 +104,13 @@ fn part(checkpoint: &Checkpoint, name: &str) -> &'static str {
 /// What a generated token reads, at a few lengths of context.
 pub fn bytes_per_token(checkpoint: &Checkpoint) -> Section {
     let mut table = Table::new(&[Align::Right; 6]);
-    table.row(["earlier tokens", "ternary", "head", "other", "KV in f16", "together"]);
+    table.row(["earlier tokens", "ternary", "head in int8", "other", "KV in f16", "together"]);
     let most = checkpoint.config().max_position_embeddings;
     let mut contexts = vec![0, 512.min(most), most];
     contexts.dedup();
-    let mut list = Vec::new();
+    let (mut list, head) = (Vec::new(), HeadType::default());
     for context in contexts {
-        let read = TokenBytes::of_checkpoint(checkpoint, KvType::F16, context as f64);
+        let read = TokenBytes::of_checkpoint(checkpoint, KvType::F16, head, context as f64);
         let parts = [read.ternary, read.head, read.other, read.kv, read.total()];
         table.row([context.to_string()].into_iter().chain(parts.map(bytes)));
         list.push(json!({

@@ -35,7 +35,11 @@ fn run(tile: &Tile<'_>, mut out: Out<'_>) {
 /// `sum + codes · q`, with the four activations in 32-bit lane `LANE` of `q` for all lanes of `codes`.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
-fn sdot<const LANE: u8>(mut sum: int32x4_t, codes: uint8x16_t, q: int8x16_t) -> int32x4_t {
+pub(super) fn sdot<const LANE: u8>(
+    mut sum: int32x4_t,
+    codes: uint8x16_t,
+    q: int8x16_t,
+) -> int32x4_t {
     const { assert!(LANE < 4) };
     // The intrinsic is not stable in the compiler that this crate is written for.
     // SAFETY: the instruction reads and writes the named registers only, and the caller's CPU has it.

@@ -3,6 +3,7 @@
 //! A vector holds a quarter of a block: four neighbouring codes of four rows.
 
 mod dotprod;
+mod int8;
 mod neon;
 
 use std::arch::aarch64::*;

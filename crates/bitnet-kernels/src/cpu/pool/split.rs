@@ -201,6 +201,14 @@ pub fn stripes(matrix: &mut [f32], width: usize, columns: usize) -> Stripes<'_> 
     Stripes { first, width, rows, columns, _matrix: PhantomData }
 }
 
+impl<'a> Stripes<'a> {
+    /// One after the other.
+    pub fn all(self) -> impl Iterator<Item = Stripe<'a>> {
+        // SAFETY: every index is in bounds and occurs once.
+        (0..self.parts()).map(move |index| unsafe { self.part(index) })
+    }
+}
+
 // SAFETY: stripes of different numbers have no column in common.
 unsafe impl<'a> Split for Stripes<'a> {
     type Part = Stripe<'a>;

@@ -8,6 +8,7 @@ use crate::dense::DenseMatrix;
 use crate::kv::KvLayer;
 use crate::scalar::attention::{self, Context};
 use crate::scalar::elementwise::{self, Activation};
+use crate::scalar::int8::{self, Split};
 use crate::scalar::{head, norm, rope};
 
 macro_rules! versions {

@@ -68,6 +68,7 @@ mod avx512;
 mod avx512_vnni;
 mod avx_vnni;
 pub(super) mod floats;
+mod int8;
 mod sse41;
 mod v128;
 mod v256;
@@ -170,7 +171,7 @@ fn strips<'a, const LANES: usize, const V: usize>(tile: &Tile<'a>, first: usize)
 /// matrix from memory on a virtual Zen 4 ran at 1.26 times the speed of a plain read loop this way (also of this kernel
 /// without any prefetch), at 1.1 from one page ahead, and at 0.65 to 0.9 when every block was asked for.
 #[inline(always)]
-fn prefetch(blocks: &[Block], b: usize) {
+fn prefetch<T>(blocks: &[T], b: usize) {
     const PAGE: usize = 4096;
     let block = blocks.as_ptr().wrapping_add(b);
     if block.addr().is_multiple_of(PAGE) {

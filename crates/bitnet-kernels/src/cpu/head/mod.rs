@@ -1,0 +1,139 @@
+//! The output head on the processor.
+
+pub mod packed;
+pub(crate) mod product;
+pub mod split;
+
+use std::ops::Range;
+
+use super::packed::PANEL_ROWS;
+use super::pool::{chunks, items, stripes};
+use super::{CpuBackend, CpuScratch, Matrix, WorkerScratch};
+use crate::backend::Norm;
+use crate::dense::DenseMatrix;
+use crate::head::{HeadType, InvalidHead};
+use packed::Int8Head;
+use product::Int8Product;
+use split::SplitRows;
+
+/// Rows that a thread takes at a time of a head in the file's form: 64 times 2560 halves are 320 KB.
+const FILE_ROWS: usize = 64;
+
+/// Rows that a thread takes at a time of an int8 head, at most: 1.3 MB of 2560 columns, so that streams from memory are long.
+const INT8_ROWS: usize = 512;
+
+/// An output head in one of its forms.
+#[derive(Debug)]
+pub enum CpuHead {
+    /// [`HeadType::Int8`].
+    Int8(Int8Head),
+    /// [`HeadType::File`].
+    File(DenseMatrix),
+}
+
+impl CpuHead {
+    /// Rows: the size of the vocabulary.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Int8(head) => head.rows(),
+            Self::File(head) => head.rows(),
+        }
+    }
+}
+
+impl CpuBackend {
+    /// See [`Backend::upload_head`](crate::backend::Backend::upload_head).
+    pub(super) fn make_head(
+        &self,
+        weights: DenseMatrix,
+        form: HeadType,
+        taken: &(dyn Fn(Range<usize>) + Sync),
+    ) -> Result<CpuHead, InvalidHead> {
+        Ok(match form {
+            HeadType::Int8 => CpuHead::Int8(Int8Head::pack(&weights, self.isa, &self.pool, taken)?),
+            HeadType::File => CpuHead::File(weights),
+        })
+    }
+
+    /// See [`Backend::logits`](crate::backend::Backend::logits).
+    pub(super) fn head_logits(
+        &self,
+        scratch: &mut CpuScratch,
+        x: &Matrix,
+        rows: &[usize],
+        norm: &Norm<Vec<f32>>,
+        head: &CpuHead,
+        out: &mut Vec<f32>,
+    ) {
+        out.clear();
+        out.resize(rows.len() * head.rows(), 0.0);
+        if rows.is_empty() {
+            return;
+        }
+        let CpuScratch { normed, split, workers, .. } = scratch;
+        normed.resize(rows.len(), x.cols);
+        match head {
+            CpuHead::Int8(head) => {
+                self.norm_and_split(x, rows, norm, normed, split);
+                self.int8_logits(head, split, out);
+            }
+            CpuHead::File(head) => {
+                self.pool.for_each(chunks(&mut normed.data, x.cols), |i, normed| {
+                    self.isa.rms_norm(x.row(rows[i]), &norm.weight, norm.eps, normed);
+                });
+                self.file_logits(head, workers, normed, out);
+            }
+        }
+    }
+
+    fn norm_and_split(
+        &self,
+        x: &Matrix,
+        rows: &[usize],
+        norm: &Norm<Vec<f32>>,
+        normed: &mut Matrix,
+        split: &mut SplitRows,
+    ) {
+        split.resize(rows.len(), x.cols);
+        let (halves, splits) = split.as_mut_parts();
+        let parts = (chunks(&mut normed.data, x.cols), (halves, items(splits)));
+        self.pool.for_each(parts, |i, (normed, (halves, split))| {
+            self.isa.rms_norm(x.row(rows[i]), &norm.weight, norm.eps, normed);
+            let (high, low) = halves.split_at_mut(halves.len() / 2);
+            *split = self.isa.split(normed, high, low);
+        });
+    }
+
+    fn int8_logits(&self, head: &Int8Head, x: &SplitRows, out: &mut [f32]) {
+        let panels = head.rows().div_ceil(PANEL_ROWS);
+        let width = panels.div_ceil(4 * self.threads()).clamp(1, INT8_ROWS / PANEL_ROWS);
+        self.pool.for_each(stripes(out, head.rows(), width * PANEL_ROWS), |_, mut stripe| {
+            self.isa.int8_logits(&Int8Product { head, x }, &mut stripe);
+        });
+    }
+
+    fn file_logits(
+        &self,
+        head: &DenseMatrix,
+        workers: &mut [WorkerScratch],
+        normed: &Matrix,
+        out: &mut [f32],
+    ) {
+        let parts = stripes(out, head.rows(), FILE_ROWS);
+        self.pool.for_each_with(
+            workers,
+            parts,
+            |WorkerScratch { row, floats, .. }, _, mut stripe| {
+                let columns = stripe.columns();
+                floats.resize(normed.rows() * columns.len(), 0.0);
+                self.isa.logits(head, columns.clone(), &normed.data, row, floats);
+                for (token, y) in floats.chunks(columns.len()).enumerate() {
+                    stripe.row(token).copy_from_slice(y);
+                }
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;
