@@ -1,21 +1,38 @@
 //! How fast a model runs here, beside how fast it could: tokens per second, and the memory and arithmetic behind them.
 //!
 //! Every figure is measured in the run that reports it. What the memory and the arithmetic units give at best is measured
-//! between the runs of the model, since clocks and neighbours change from minute to minute. All levels and thread counts
-//! have to give the same tokens and the same logits to the bit; one that does not is reported as wrong and not as fast.
+//! right before and right after each measurement, since clocks and neighbours change from minute to minute. All levels and
+//! thread counts have to give the tokens and the logits of the scalar code on one thread, to the bit; one that does not is
+//! reported as wrong and not as fast.
+//!
+//! [`run`] measures a model, [`kernel::run`] one product of a given shape, [`ablation::run`] what each step from the plainest
+//! code to the fastest brings, and [`load::run`] how a model gets into memory. [`modes::run`] compares ways to answer several prompts.
 
+pub mod ablation;
+mod advice;
 mod bytes;
+mod drive;
 mod hash;
+pub mod kernel;
+pub mod load;
 mod machine;
 mod measure;
+pub mod modes;
+mod probes;
 mod report;
+mod source;
+mod watch;
 
+pub use advice::{Advice, Choice};
 pub use bytes::TokenBytes;
 pub use machine::Machine;
 pub use measure::run;
+pub use probes::{CaseProbes, ProbeSummary};
 pub use report::{
-    Agreement, BenchReport, Case, Measurement, ModelFacts, Outcome, ProbeSummary, Rate, Settings,
+    BenchReport, Case, Limit, Line, Measurement, ModelFacts, Outcome, Outputs, Rate, Settings, Work,
 };
+pub use source::Build;
+pub use watch::{Conditions, Megahertz};
 
 /// What to measure.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,8 +43,12 @@ pub struct BenchConfig {
     pub simd_levels: Vec<String>,
     /// Tokens of the prompt whose speed is measured; 0: none is.
     pub prompt_tokens: usize,
-    /// Tokens generated, after a prompt of one token; 0: none are.
+    /// Tokens generated in each measurement; 0: none are.
     pub generated_tokens: usize,
+    /// Tokens in the cache when a generation begins, one line of the report for each; empty: one, of a prompt of one token.
+    pub depths: Vec<usize>,
+    /// Sequences that are generated together, one line for each, at the first of `depths`.
+    pub batch_sizes: Vec<usize>,
     /// Measurements of each.
     pub iterations: usize,
     /// Runs before them that are not counted.
@@ -41,7 +62,9 @@ impl Default for BenchConfig {
             simd_levels: Vec::new(),
             prompt_tokens: 512,
             generated_tokens: 128,
-            iterations: 3,
+            depths: Vec::new(),
+            batch_sizes: Vec::new(),
+            iterations: 5,
             warmup: 1,
         }
     }
@@ -54,8 +77,37 @@ pub struct BenchProgress {
     pub done: usize,
     /// Steps in all.
     pub total: usize,
-    /// The step under way, as `avx2, 2 threads: prompt`.
+    /// The step under way, as `avx2, 2 threads: prompt of 512`.
     pub what: String,
+}
+
+/// Steps of a benchmark, told to whoever shows them.
+struct Steps<'a> {
+    done: usize,
+    total: usize,
+    tell: &'a mut dyn FnMut(BenchProgress),
+}
+
+impl<'a> Steps<'a> {
+    fn new(total: usize, tell: &'a mut dyn FnMut(BenchProgress)) -> Self {
+        Self { done: 0, total, tell }
+    }
+
+    /// The next step begins.
+    fn next(&mut self, what: String) {
+        (self.tell)(BenchProgress { done: self.done, total: self.total, what });
+        self.done = (self.done + 1).min(self.total);
+    }
+}
+
+/// A setting that measures nothing, or that the model cannot have.
+fn invalid(
+    field: &'static str,
+    found: impl ToString,
+    expected: impl Into<String>,
+) -> crate::error::Error {
+    let (found, expected) = (found.to_string(), expected.into());
+    bitnet_inference::InvalidConfig { field, found, expected }.into()
 }
 
 #[cfg(all(test, feature = "demo-model"))]

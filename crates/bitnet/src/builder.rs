@@ -46,7 +46,7 @@ enum Source {
 
 /// The demo model's file, which `demo/README.md` describes.
 #[cfg(feature = "demo-model")]
-static DEMO: &[u8] = include_bytes!("../demo/demo-tq1_0.gguf");
+pub(crate) static DEMO: &[u8] = include_bytes!("../demo/demo-tq1_0.gguf");
 
 impl Source {
     fn open(&self, config: &ModelConfig) -> Result<Checkpoint, Error> {
@@ -139,6 +139,11 @@ impl ModelBuilder {
     #[cfg(feature = "hub")]
     pub fn with_hub(self, hub: HubConfig) -> Self {
         Self { hub: Some(hub), ..self }
+    }
+
+    /// What is in the model's files, without loading it.
+    pub(crate) fn checkpoint(&self) -> Result<Checkpoint, Error> {
+        self.source.open(&self.config)
     }
 
     /// Turns the name of a model on the hub into the path of its files.

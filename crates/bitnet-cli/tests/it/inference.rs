@@ -183,9 +183,9 @@ fn logits_are_those_of_the_reference() {
     let file = folder.path().join("logits.safetensors");
     let path = testdata("golden/bitnet-tiny");
     let (ids, _) = golden("bitnet-tiny", 1);
-    let args =
-        ["run", "-m", path.to_str().unwrap(), "--token-ids", &ids, "-n", "0", "--kv-dtype", "f32"];
-    let written = run(args.into_iter().chain(["--logits", file.to_str().unwrap()]));
+    let args = ["run", "-m", path.to_str().unwrap(), "--token-ids", &ids, "-n", "0"];
+    let exact = ["--kv-dtype", "f32", "--head", "file"];
+    let written = run(args.into_iter().chain(exact).chain(["--logits", file.to_str().unwrap()]));
     assert_eq!(written.text(), "");
     let (shape, found) = tensor(&file, "logits");
     let (expected_shape, expected) = tensor(&path.join("golden.safetensors"), "p1.logits");

@@ -189,6 +189,14 @@ impl Isa {
         with_kernel!(self, |kernel| product.run(kernel, out));
     }
 
+    /// The tile that the tier's kernel computes at a time: rows and tokens at most.
+    pub fn tile(self) -> (usize, usize) {
+        fn of<K: TileKernel>(_: K) -> (usize, usize) {
+            (K::PANELS * super::packed::PANEL_ROWS, K::TOKENS)
+        }
+        with_kernel!(self, |kernel| of(kernel))
+    }
+
     /// Multiplies and adds in registers as fast as the tier's instructions go, and returns how many products that made.
     /// This is the peak that benchmarks hold the kernels against.
     pub fn spin(self, rounds: usize) -> usize {

@@ -3,6 +3,7 @@
 #[cfg(target_arch = "aarch64")]
 #[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
 pub mod aarch64;
+pub mod ablation;
 pub mod affinity;
 mod bitlinear;
 pub mod floats;

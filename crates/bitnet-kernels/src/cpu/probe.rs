@@ -1,58 +1,17 @@
 //! What this machine can do at best: the yardsticks that benchmarks hold the kernels against.
 
-use std::hint::black_box;
+pub(super) mod memory;
+
 use std::time::{Duration, Instant};
 
 use super::isa::Isa;
 use super::pool::{ThreadPool, items};
+#[cfg(target_arch = "x86_64")]
+use super::x86::probe as native;
+pub use memory::{Pages, ReadProbe, Reads, read};
 
-/// Words that a thread reads before it takes the next ones: 4 MiB, which one sequential stream goes through.
-const WORDS_AT_ONCE: usize = 512 << 10;
-
-/// Reads all words and does next to nothing else.
-#[inline(never)]
-pub fn read(words: &[u64]) {
-    let mut sums = [0_u64; 16];
-    // Without `black_box` the compiler sees the same loop over the same memory and runs it once.
-    for words in black_box(words).as_chunks::<16>().0 {
-        for (sum, word) in sums.iter_mut().zip(words) {
-            *sum ^= word;
-        }
-    }
-    black_box(sums);
-}
-
-/// A buffer that is read again and again, by as many threads as asked for.
-pub struct ReadProbe {
-    words: Vec<u64>,
-}
-
-impl ReadProbe {
-    /// Takes memory for `bytes` and writes to all of it. To measure main memory, it has to be far larger than the last cache.
-    pub fn new(bytes: usize) -> Self {
-        Self { words: vec![1; bytes / size_of::<u64>()] }
-    }
-
-    /// Bytes per second of each pass over the buffer, for as long as `time` says and at least three passes.
-    ///
-    /// # Errors
-    /// If the system refuses a thread.
-    pub fn measure(&self, threads: usize, time: Duration) -> std::io::Result<Vec<f64>> {
-        let pool = ThreadPool::new(threads)?;
-        let mut pieces: Vec<&[u64]> = self.words.chunks(WORDS_AT_ONCE).collect();
-        let mut pass = || {
-            let begin = Instant::now();
-            pool.for_each(items(&mut pieces), |_, words| read(words));
-            size_of_val(&*self.words) as f64 / begin.elapsed().as_secs_f64()
-        };
-        pass(); // wakes the threads
-        let (begin, mut rates) = (Instant::now(), Vec::new());
-        while rates.len() < 3 || begin.elapsed() < time {
-            rates.push(pass());
-        }
-        Ok(rates)
-    }
-}
+/// How long one turn of an arithmetic probe lasts: long beside the wake-up of threads, short beside what interrupts them.
+const TURN_SECONDS: f64 = 1e-3;
 
 /// Products of int8 numbers per second that `threads` threads form and add in registers, with the instructions of `isa`, in
 /// each of some turns.
@@ -60,26 +19,112 @@ impl ReadProbe {
 /// # Errors
 /// If the system refuses a thread.
 pub fn multiply_adds(isa: Isa, threads: usize, time: Duration) -> std::io::Result<Vec<f64>> {
+    turns(threads, time, |rounds| isa.spin(rounds))
+}
+
+/// Products of f32 numbers per second that `threads` threads form and add in registers, with the vectors of `isa`, in each of
+/// some turns. Multiplication and addition are separate instructions, as in all float code here: a fused one rounds once
+/// instead of twice, and results would depend on the machine.
+///
+/// # Errors
+/// If the system refuses a thread.
+pub fn float_multiply_adds(isa: Isa, threads: usize, time: Duration) -> std::io::Result<Vec<f64>> {
+    turns(threads, time, |rounds| spin_floats(isa, rounds))
+}
+
+/// Products of bf16 numbers per second that `threads` threads form and add in registers, in each of some turns. None where the
+/// CPU has no instruction for it.
+///
+/// # Errors
+/// If the system refuses a thread.
+pub fn bf16_multiply_adds(threads: usize, time: Duration) -> std::io::Result<Option<Vec<f64>>> {
+    match spin_bf16(1) {
+        None => Ok(None),
+        Some(_) => turns(threads, time, |rounds| spin_bf16(rounds).unwrap_or(0)).map(Some),
+    }
+}
+
+/// Seconds that an operation takes which does nothing on each of `threads` threads: waking them and waiting for all. One value
+/// for each of some turns, each of which is the mean of many operations.
+///
+/// # Errors
+/// If the system refuses a thread.
+pub fn barrier(threads: usize, time: Duration) -> std::io::Result<Vec<f64>> {
+    /// Operations of a turn: as many as make a token of a large model.
+    const OPERATIONS: u32 = 200;
+    let pool = ThreadPool::new(threads)?;
+    let mut nothing = vec![(); threads];
+    let mut turn = || {
+        let begin = Instant::now();
+        (0..OPERATIONS).for_each(|_| pool.for_each(items(&mut nothing), |_, _| ()));
+        begin.elapsed().as_secs_f64() / f64::from(OPERATIONS)
+    };
+    turn(); // starts the threads
+    Ok(repeat(time, turn))
+}
+
+/// Runs `spin` on all threads in turns. It returns how many products it made, about as many for each round.
+fn turns(
+    threads: usize,
+    time: Duration,
+    spin: impl Fn(usize) -> usize + Sync,
+) -> std::io::Result<Vec<f64>> {
     let pool = ThreadPool::new(threads)?;
     let mut counts = vec![0; threads];
     let mut turn = |rounds: usize| {
         let begin = Instant::now();
-        pool.for_each(items(&mut counts), |_, count| *count = isa.spin(rounds));
+        pool.for_each(items(&mut counts), |_, count| *count = spin(rounds));
         counts.iter().sum::<usize>() as f64 / begin.elapsed().as_secs_f64()
     };
-    // A turn of a millisecond: long beside the wake-up of threads, short beside what interrupts them.
-    let per_second = turn(1000) / isa.spin(1) as f64;
-    let rounds = (per_second / threads as f64 / 1000.0) as usize + 1;
-    let (begin, mut rates) = (Instant::now(), Vec::new());
-    while rates.len() < 3 || begin.elapsed() < time {
-        rates.push(turn(rounds));
+    let per_second = turn(1000) / spin(1) as f64;
+    let rounds = (per_second / threads as f64 * TURN_SECONDS) as usize + 1;
+    Ok(repeat(time, || turn(rounds)))
+}
+
+/// Measures for as long as `time` says and at least three times.
+fn repeat(time: Duration, mut measure: impl FnMut() -> f64) -> Vec<f64> {
+    let (begin, mut values) = (Instant::now(), Vec::new());
+    while values.len() < 3 || begin.elapsed() < time {
+        values.push(measure());
     }
-    Ok(rates)
+    values
+}
+
+fn spin_floats(isa: Isa, rounds: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(products) = native::spin_floats(isa, rounds) {
+        return products;
+    }
+    let _ = isa;
+    portable_floats(rounds)
+}
+
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "x86-64 only"))]
+fn spin_bf16(rounds: usize) -> Option<usize> {
+    #[cfg(target_arch = "x86_64")]
+    return native::spin_bf16(rounds);
+    #[cfg(not(target_arch = "x86_64"))]
+    None
+}
+
+/// The same with the vectors that every processor of the architecture has: four lanes, twelve registers of sums.
+fn portable_floats(rounds: usize) -> usize {
+    let mut sums = [[1.0_f32; 4]; 12];
+    let (factor, term) = std::hint::black_box((0.5, 1.0));
+    for _ in 0..rounds {
+        for sum in sums.as_flattened_mut() {
+            *sum = *sum * factor + term;
+        }
+    }
+    std::hint::black_box(sums);
+    rounds * sums.as_flattened().len()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SHORT: Duration = Duration::from_millis(2);
 
     /// The fastest turn: others may have been interrupted.
     fn best(rates: std::io::Result<Vec<f64>>) -> f64 {
@@ -87,18 +132,36 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_in_cache_is_read_no_faster_than_a_processor_can() {
-        let best = best(ReadProbe::new(64 << 10).measure(1, Duration::from_millis(5)));
-        // 64 bytes twice a cycle at 6 GHz is more than any processor does; a loop that was optimized away shows more.
-        assert!(best > 1e8 && best < 768e9, "{best:e} bytes/s");
-    }
-
-    #[test]
     fn every_tier_multiplies_and_adds() {
         for &isa in Isa::available() {
-            let best = best(multiply_adds(isa, 1, Duration::from_millis(2)));
+            let best = best(multiply_adds(isa, 1, SHORT));
             // 512 products twice a cycle at 6 GHz; a loop that was optimized away shows more.
             assert!(best > 1e7 && best < 6e12, "{isa}: {best:e} products/s");
         }
+    }
+
+    #[test]
+    fn every_tier_multiplies_and_adds_floats() {
+        for &isa in Isa::available() {
+            let best = best(float_multiply_adds(isa, 1, SHORT));
+            // 16 products twice a cycle at 6 GHz.
+            assert!(best > 1e7 && best < 2e11, "{isa}: {best:e} products/s");
+        }
+    }
+
+    #[test]
+    fn bf16_is_measured_where_the_cpu_has_it() {
+        let rates = bf16_multiply_adds(1, SHORT).unwrap();
+        #[cfg(target_arch = "x86_64")]
+        assert_eq!(rates.is_some(), is_x86_feature_detected!("avx512bf16"));
+        for rate in rates.unwrap_or_default() {
+            assert!(rate > 1e7 && rate < 4e11, "{rate:e} products/s");
+        }
+    }
+
+    #[test]
+    fn a_barrier_takes_some_time_and_not_much() {
+        let fastest = barrier(2, SHORT).unwrap().into_iter().fold(f64::INFINITY, f64::min);
+        assert!(fastest > 1e-9 && fastest < 0.1, "{fastest:e} s");
     }
 }

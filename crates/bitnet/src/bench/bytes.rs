@@ -1,4 +1,5 @@
-//! What one token reads from memory.
+//! What one token reads from memory, and how many products it takes. All figures of the benchmark that count bytes come from
+//! here: a new form of weights, head or cache changes one line.
 
 use bitnet_kernels::cpu::packed::{PANEL_ROWS, Packing};
 use bitnet_kernels::head::HeadType;
@@ -14,7 +15,7 @@ use crate::model::BitNetModel;
 /// Bytes that generating one token reads, by part. Activations stay in cache and are not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct TokenBytes {
-    /// Ternary weights as they lie in memory: two bits each, rows and columns filled up to multiples of 16.
+    /// Ternary weights as they lie in memory: rows and columns are filled up to whole blocks.
     pub ternary: u64,
     /// The output head, as it lies in memory.
     pub head: u64,
@@ -59,7 +60,7 @@ impl TokenBytes {
         Self {
             ternary: linears(config)
                 .iter()
-                .map(|&(rows, cols)| packed_bytes(rows, cols))
+                .map(|&(rows, cols)| packed_bytes(rows, cols, PACKING))
                 .sum::<u64>()
                 * config.num_hidden_layers as u64,
             head: head.bytes(config.vocab_size, config.hidden_size, stored),
@@ -69,14 +70,19 @@ impl TokenBytes {
         }
     }
 
+    /// What a step reads that generates a token for each of `count` sequences: weights once, keys and values for each.
+    pub fn for_sequences(self, count: usize) -> Self {
+        Self { kv: self.kv * count as u64, ..self }
+    }
+
     /// All parts together.
     pub fn total(&self) -> u64 {
         self.ternary + self.head + self.other + self.kv
     }
 }
 
-/// Rows and columns of a layer's ternary matrices.
-fn linears(config: &ArchConfig) -> [(usize, usize); 7] {
+/// Rows and columns of a layer's ternary matrices: q, k, v, o, gate, up, down.
+pub(super) fn linears(config: &ArchConfig) -> [(usize, usize); 7] {
     let (hidden, ffn) = (config.hidden_size, config.intermediate_size);
     let q = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
@@ -97,9 +103,13 @@ pub fn ternary_weights(config: &ArchConfig) -> u64 {
     (layer * config.num_hidden_layers) as u64
 }
 
-fn packed_bytes(rows: usize, cols: usize) -> u64 {
-    (rows.next_multiple_of(PANEL_ROWS) * cols.next_multiple_of(Packing::TwoBits.block_cols()) / 4)
-        as u64
+/// How the engine packs ternary weights.
+pub(super) const PACKING: Packing = Packing::TwoBits;
+
+/// Bytes of a ternary matrix in memory: whole panels and whole blocks.
+pub(super) fn packed_bytes(rows: usize, cols: usize, packing: Packing) -> u64 {
+    let cols = cols.next_multiple_of(packing.block_cols());
+    (rows.next_multiple_of(PANEL_ROWS) * cols / packing.weights_per_byte()) as u64
 }
 
 fn norm_weights(config: &ArchConfig) -> u64 {

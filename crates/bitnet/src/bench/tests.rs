@@ -1,6 +1,7 @@
-use bitnet_kernels::cpu::packed::{PackedTernary, Packing};
+use bitnet_kernels::cpu::packed::PackedTernary;
 use bitnet_model::format::{Checkpoint, OpenOptions};
 
+use super::measure::run_cases;
 use super::*;
 use crate::{BitNetModel, ModelConfig};
 
@@ -21,28 +22,45 @@ fn measure(config: &BenchConfig) -> BenchReport {
 }
 
 fn measurements(report: &BenchReport) -> Vec<&Measurement> {
-    let measured = |case: &Case| matches!(case.outcome, Outcome::Measured(_));
-    assert!(report.cases.iter().any(measured));
-    report
-        .cases
-        .iter()
-        .filter_map(|case| match &case.outcome {
-            Outcome::Measured(measurement) => Some(&**measurement),
-            Outcome::NotAvailable { .. } => None,
-        })
-        .collect()
+    let found: Vec<_> = report.cases.iter().filter_map(Case::measurement).collect();
+    assert!(!found.is_empty(), "{report:#?}");
+    found
 }
 
 #[test]
-fn all_levels_and_thread_counts_give_the_same_tokens_and_logits() {
-    let levels = ["scalar", "sse", "avx", "avx2", "avx512", "neon"].map(str::to_owned).into();
+fn all_levels_and_thread_counts_give_what_the_scalar_code_gives() {
+    let levels = ["sse", "avx", "avx2", "avx512", "neon"].map(str::to_owned).into();
     let report = measure(&BenchConfig { simd_levels: levels, threads: vec![1, 2], ..quick() });
-    assert_eq!(report.cases.len(), 12);
-    let found = measurements(&report);
-    assert_eq!(found[0].agreement, Agreement::Reference);
-    assert!(found[1..].iter().all(|m| m.agreement == Agreement::Same), "{report:#?}");
-    assert!(found.iter().all(|m| m.prompt.as_ref().unwrap().samples.len() == 2));
-    assert!(found.iter().all(|m| m.generation.as_ref().unwrap().median > 0.0));
+    assert_eq!(report.cases.len(), 10);
+    for case in &report.cases {
+        assert!(!matches!(case.outcome, Outcome::Wrong { .. }), "{case:?}");
+    }
+    for found in measurements(&report) {
+        assert_eq!(found.outputs, report.oracle);
+        assert_eq!(found.lines.len(), 2);
+        for line in &found.lines {
+            assert_eq!(line.rate.samples.len(), 2);
+            assert!(line.rate.median > 0.0 && line.of_bound > 0.0, "{line:?}");
+        }
+    }
+    assert_eq!(report.model.sha256.as_ref().map(String::len), Some(64));
+}
+
+#[test]
+fn other_tokens_than_the_oracles_are_wrong_and_not_fast() {
+    let cases = vec![("auto".to_owned(), 1), ("scalar".to_owned(), 2)];
+    let oracle = Outputs { tokens_hash: "0".into(), logits_hash: "1".into() };
+    let injected = Some(oracle.clone());
+    let config = ModelConfig::default();
+    let report =
+        run_cases(&BitNetModel::demo, &config, &quick(), cases, injected, &mut |_| ()).unwrap();
+    assert_eq!(report.cases.len(), 2);
+    for case in &report.cases {
+        let Outcome::Wrong { found, expected, .. } = &case.outcome else { panic!("{case:?}") };
+        assert_eq!(*expected, oracle);
+        assert_ne!(found, expected);
+    }
+    assert_eq!(report.advice, Advice::default());
 }
 
 #[test]
@@ -55,8 +73,39 @@ fn a_level_of_another_architecture_is_not_available_and_says_why() {
 }
 
 #[test]
+fn depths_and_batches_are_lines_of_their_own() {
+    let report = measure(&BenchConfig {
+        depths: vec![10, 100],
+        batch_sizes: vec![1, 3],
+        generated_tokens: 8,
+        ..quick()
+    });
+    let lines = &measurements(&report)[0].lines;
+    let works: Vec<String> = lines.iter().map(|line| line.work.to_string()).collect();
+    assert_eq!(
+        works,
+        [
+            "prompt of 20",
+            "generate at 10",
+            "generate at 100",
+            "1 sequences at 10",
+            "3 sequences at 10"
+        ]
+    );
+    assert_eq!(lines[1].bytes_per_step.context, 10.0 + 4.5);
+    assert_eq!(lines[2].bytes_per_step.context, 100.0 + 4.5);
+    let [one, three] = [&lines[3], &lines[4]];
+    assert_eq!(three.bytes_per_step.kv, 3 * one.bytes_per_step.kv);
+    assert_eq!(three.bytes_per_step.ternary, one.bytes_per_step.ternary);
+    assert_eq!((one.tokens_per_step, three.tokens_per_step), (1, 3));
+    assert_eq!(three.rate.samples.len(), 2);
+    assert_eq!(report.advice.batch.unwrap().threads, report.cases[0].threads);
+}
+
+#[test]
 fn more_threads_than_processors_are_flagged() {
-    let report = measure(&BenchConfig { threads: vec![1, 999_999 / 10_000], ..quick() });
+    let config = BenchConfig { threads: vec![1, 99], prompt_tokens: 4, iterations: 1, ..quick() };
+    let report = measure(&config);
     let flags: Vec<bool> = report.cases.iter().map(|case| case.oversubscribed).collect();
     assert_eq!(flags, [false, report.machine.processors < 99]);
 }
@@ -68,6 +117,11 @@ fn settings_that_measure_nothing_are_refused() {
         BenchConfig { prompt_tokens: 0, generated_tokens: 0, ..quick() },
         BenchConfig { threads: vec![0], ..quick() },
         BenchConfig { prompt_tokens: 1 << 20, ..quick() },
+        BenchConfig { depths: vec![1 << 20], ..quick() },
+        BenchConfig { batch_sizes: vec![0], ..quick() },
+        BenchConfig { batch_sizes: vec![usize::MAX], ..quick() },
+        BenchConfig { warmup: usize::MAX, ..quick() },
+        BenchConfig { batch_sizes: vec![2], generated_tokens: 0, ..quick() },
     ] {
         let error = run(&BitNetModel::demo, &ModelConfig::default(), &config, &mut |_| ());
         assert!(matches!(error, Err(crate::Error::Config(_))), "{config:?}");
@@ -77,13 +131,14 @@ fn settings_that_measure_nothing_are_refused() {
 #[test]
 fn parts_can_be_left_out() {
     let report = measure(&BenchConfig { prompt_tokens: 0, ..quick() });
-    assert!(measurements(&report)[0].prompt.is_none());
+    assert!(matches!(measurements(&report)[0].lines[0].work, Work::Generation { .. }));
+    assert_eq!(report.advice.prompt, None);
     let report = measure(&BenchConfig { generated_tokens: 0, ..quick() });
-    let found = measurements(&report)[0];
-    assert!(found.generation.is_none() && found.bytes_per_second.is_none());
+    assert_eq!(measurements(&report)[0].lines.len(), 1);
+    assert_eq!(report.advice.generation, None);
 }
 
-/// The parts are what the tensor table says, with ternary weights at two bits as the kernels hold them.
+/// The parts are what the tensor table says, with ternary weights as the kernels hold them.
 #[track_caller]
 fn check_bytes(file: &str) {
     let path = std::path::Path::new(GOLDEN).join(file);
@@ -96,7 +151,7 @@ fn check_bytes(file: &str) {
         match (&tensor.shape[..], tensor.name.strip_suffix(".weight")) {
             (&[rows, cols], Some(name)) if name.ends_with("_proj") => {
                 let matrix = checkpoint.ternary(name, rows, cols).unwrap();
-                ternary += PackedTernary::pack(&matrix, Packing::TwoBits).bytes() as u64;
+                ternary += PackedTernary::pack(&matrix, super::bytes::PACKING).bytes() as u64;
             }
             (&[_, _], _) => tables += tensor.bytes,
             (shape, _) => other += 4 * shape[0] as u64,

@@ -69,6 +69,8 @@ mod avx512_vnni;
 mod avx_vnni;
 pub(super) mod floats;
 mod int8;
+pub(super) mod probe;
+pub(super) mod row_major;
 mod sse41;
 mod v128;
 mod v256;

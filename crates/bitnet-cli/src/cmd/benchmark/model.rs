@@ -1,0 +1,283 @@
+//! What was measured of a model, as tables.
+
+use bitnet::bench::{
+    BenchReport, Build, Case, Choice, Limit, Line, Machine, Measurement, Outcome, Work,
+};
+
+use super::sheet::{
+    Cell, Document, Sheet, giga, hidden, mega, none, number, or_none, percent, plain, times, word,
+};
+use crate::report::{bytes, plural};
+
+pub fn document(report: &BenchReport) -> Document {
+    let mut notes = wrong_or_missing(report);
+    notes.extend(legend(report));
+    notes.extend(advice(report));
+    Document { facts: facts(report), sheets: vec![lines(report), probes(report)], notes }
+}
+
+/// The machine in a line.
+pub fn machine(machine: &Machine) -> String {
+    let cpu = machine.cpu.as_deref().unwrap_or("an unknown processor");
+    let (processors, cores) =
+        (plural(machine.processors, "processor"), plural(machine.cores, "core"));
+    let within = machine.virtual_machine.as_ref().map(|kind| format!(", virtual ({kind})"));
+    let cache = bytes(machine.last_level_cache);
+    let within = within.unwrap_or_default();
+    format!("{cpu}, {processors}, {cores}, last-level cache {cache}{within}")
+}
+
+/// The program in a line.
+pub fn build(build: &Build) -> String {
+    let commit = build.commit.as_ref().and_then(|commit| commit.get(..12));
+    let commit = commit.map_or_else(String::new, |commit| format!(", commit {commit}"));
+    let debug = if build.debug { ", debug build" } else { "" };
+    format!("{}{commit}{debug}", build.version)
+}
+
+fn facts(report: &BenchReport) -> Vec<(&'static str, String)> {
+    let (model, settings) = (&report.model, &report.settings);
+    let hash = model.sha256.as_ref().and_then(|hash| hash.get(..12)).unwrap_or("unknown");
+    let mut facts = vec![
+        ("machine", machine(&report.machine)),
+        ("bitnet", build(&report.build)),
+        (
+            "model",
+            format!(
+                "{} ({}, {}, SHA-256 {hash}…)",
+                model.name,
+                model.encodings.join(", "),
+                bytes(model.bytes)
+            ),
+        ),
+        (
+            "in memory",
+            format!(
+                "ternary {}, head {}, KV {}",
+                model.ternary_form, model.head_dtype, model.kv_dtype
+            ),
+        ),
+        (
+            "measured",
+            format!("medians of {}, after {} not counted", settings.iterations, settings.warmup),
+        ),
+    ];
+    let first = report.cases.iter().find_map(Case::measurement);
+    let generation = first.and_then(|m| m.line(|work| matches!(work, Work::Generation { .. })));
+    if let Some(line) = generation {
+        let read = &line.bytes_per_step;
+        let parts = format!(
+            "{}: ternary {}, head {}, other {}, KV {} at {:.0} earlier tokens",
+            bytes(read.total()),
+            bytes(read.ternary),
+            bytes(read.head),
+            bytes(read.other),
+            bytes(read.kv),
+            read.context
+        );
+        facts.push(("bytes per token", parts));
+    }
+    facts
+}
+
+fn lines(report: &BenchReport) -> Sheet {
+    let mut sheet = Sheet::new([
+        word("simd_level", "level"),
+        number("threads", "threads"),
+        hidden("oversubscribed"),
+        hidden("outcome"),
+        word("work", "work"),
+        number("tokens_per_second", "tokens/s"),
+        number("spread", "spread"),
+        hidden("min"),
+        hidden("max"),
+        number("speed_up", "speed-up"),
+        number("efficiency", "efficiency"),
+        number("bytes_per_token", "MB/token"),
+        hidden("ternary_bytes_per_step"),
+        hidden("head_bytes_per_step"),
+        hidden("other_bytes_per_step"),
+        hidden("kv_bytes_per_step"),
+        hidden("context"),
+        number("bytes_per_second", "GB/s"),
+        number("of_bandwidth", "of read"),
+        number("macs_per_second", "GMAC/s"),
+        number("of_peak", "of peak"),
+        number("of_bound", "of bound"),
+        hidden("limited_by"),
+        hidden("bound_tokens_per_second"),
+        hidden("read_bandwidth"),
+        hidden("peak_macs_per_second"),
+        hidden("other_processes"),
+        hidden("mhz_mean"),
+        hidden("tokens_hash"),
+    ]);
+    for case in &report.cases {
+        match &case.outcome {
+            Outcome::Measured(m) => {
+                m.lines.iter().for_each(|line| sheet.row(cells(report, case, m, line)));
+            }
+            Outcome::NotAvailable { .. } => {
+                sheet.row(empty(case, "not_available", "not available"))
+            }
+            Outcome::Wrong { .. } => sheet.row(empty(case, "wrong", "WRONG")),
+        }
+    }
+    sheet
+}
+
+fn threads(case: &Case) -> Cell {
+    let mark = if case.oversubscribed { " (!)" } else { "" };
+    Cell::new(format!("{}{mark}", case.threads), case.threads)
+}
+
+fn empty(case: &Case, outcome: &str, text: &str) -> Vec<Cell> {
+    let mut cells = vec![
+        case.simd_level.as_str().into(),
+        threads(case),
+        Cell::new("", case.oversubscribed),
+        outcome.into(),
+        Cell::new(text, ""),
+    ];
+    cells.resize(29, none());
+    cells
+}
+
+fn cells(report: &BenchReport, case: &Case, m: &Measurement, line: &Line) -> Vec<Cell> {
+    let (rate, read) = (&line.rate, &line.bytes_per_step);
+    let scaling = scaling(report, case, line);
+    let limited_by = match line.limited_by {
+        Limit::Memory => "memory",
+        Limit::Arithmetic => "arithmetic",
+    };
+    vec![
+        m.kernel.into(),
+        threads(case),
+        Cell::new("", case.oversubscribed),
+        "measured".into(),
+        line.work.to_string().into(),
+        plain(rate.median),
+        Cell::new(format!("{:.1} %", 100.0 * rate.spread), rate.spread),
+        plain(rate.min),
+        plain(rate.max),
+        or_none(scaling, |(up, _)| times(up)),
+        or_none(scaling, |(_, efficiency)| percent(efficiency)),
+        mega(line.bytes_per_token),
+        Cell::new("", read.ternary),
+        Cell::new("", read.head),
+        Cell::new("", read.other),
+        Cell::new("", read.kv),
+        Cell::new("", read.context),
+        giga(line.bytes_per_second),
+        percent(line.of_bandwidth),
+        giga(line.macs_per_second),
+        percent(line.of_peak),
+        percent(line.of_bound),
+        limited_by.into(),
+        plain(line.bound),
+        giga(line.read_bandwidth.best),
+        giga(line.peak_macs.best),
+        or_none(line.conditions.other_processes, plain),
+        or_none(line.conditions.mhz, |mhz| plain(mhz.mean)),
+        line.tokens_hash.as_str().into(),
+    ]
+}
+
+/// Against the fewest threads of the same level and work: how many times as fast, and what share of the added threads that is.
+fn scaling(report: &BenchReport, case: &Case, line: &Line) -> Option<(f64, f64)> {
+    let same = |other: &&Case| other.simd_level == case.simd_level && other.measurement().is_some();
+    let fewest = report.cases.iter().filter(same).min_by_key(|other| other.threads)?;
+    if fewest.threads == case.threads {
+        return None;
+    }
+    let base = fewest.measurement()?.line(|work| work == line.work)?;
+    let up = line.rate.median / base.rate.median;
+    Some((up, up * fewest.threads as f64 / case.threads as f64))
+}
+
+fn probes(report: &BenchReport) -> Sheet {
+    let mut sheet = Sheet::new([
+        word("simd_level", "probe"),
+        number("threads", "threads"),
+        number("read_huge_pages", "read GB/s"),
+        number("read_small_pages", "4 KiB pages"),
+        number("int8_macs", "int8 GMAC/s"),
+        number("f32_macs", "f32 GMAC/s"),
+        number("bf16_macs", "bf16 GMAC/s"),
+        number("barrier_seconds", "barrier µs"),
+        number("load_seconds", "load s"),
+        word("read_walk", "read fastest with"),
+    ]);
+    for case in &report.cases {
+        let Some(m) = case.measurement() else { continue };
+        let p = &m.probes;
+        sheet.row([
+            m.kernel.into(),
+            threads(case),
+            giga(p.read_huge_pages.best),
+            giga(p.read_small_pages.best),
+            giga(p.int8_macs.best),
+            giga(p.f32_macs.best),
+            or_none(p.bf16_macs, |macs| giga(macs.best)),
+            Cell::new(format!("{:.2}", 1e6 * p.barrier_seconds.median), p.barrier_seconds.median),
+            plain(m.load_seconds),
+            p.read_walk.into(),
+        ]);
+    }
+    sheet
+}
+
+fn wrong_or_missing(report: &BenchReport) -> Vec<String> {
+    let mut notes = Vec::new();
+    for case in &report.cases {
+        match &case.outcome {
+            Outcome::Measured(_) => {}
+            Outcome::NotAvailable { reason } => notes.push(reason.clone()),
+            Outcome::Wrong { what, found, expected } => notes.push(format!(
+                "WRONG: {} with {}: {what} are {} {}, and should be {} {}",
+                case.simd_level,
+                plural(case.threads, "thread"),
+                found.tokens_hash,
+                found.logits_hash,
+                expected.tokens_hash,
+                expected.logits_hash
+            )),
+        }
+    }
+    notes.dedup();
+    notes
+}
+
+fn legend(report: &BenchReport) -> Vec<String> {
+    if !report.cases.iter().any(|case| case.measurement().is_some()) {
+        return Vec::new();
+    }
+    [
+        "of read, of peak: shares of the best that probes right before and after read from memory, or multiplied in registers",
+        "of bound: share of the tokens/s that those probes allow: the less of bandwidth / bytes and peak / products",
+    ]
+    .map(str::to_owned)
+    .into()
+}
+
+fn advice(report: &BenchReport) -> Vec<String> {
+    let line = |name: &str, choice: &Option<Choice>| {
+        let choice = choice.as_ref()?;
+        let together = match choice.sequences {
+            1 => String::new(),
+            count => format!(", {count} sequences together"),
+        };
+        let (level, threads) = (&choice.simd_level, choice.threads);
+        let rate = plain(choice.tokens_per_second).text();
+        Some(format!("best for {name}: -t {threads} ({level}{together}), {rate} tokens/s"))
+    };
+    let advice = &report.advice;
+    [
+        line("prompts", &advice.prompt),
+        line("generation", &advice.generation),
+        line("many sequences", &advice.batch),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
