@@ -85,6 +85,45 @@ fn check(workers: usize, jobs: &'static [(usize, usize)], preemptions: Option<us
     });
 }
 
+/// Hands in `jobs` jobs that one worker has to do, because the caller does nothing but wait: a lost wake-up, which a caller
+/// that works itself would hide, is a deadlock.
+fn check_woken(jobs: usize, preemptions: usize) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(preemptions);
+    model.check(move || {
+        let gate = Arc::new(Gate::new(2, NONE));
+        let came = Arc::new((loom::sync::Mutex::new(0), loom::sync::Condvar::new()));
+        let worker = {
+            let (gate, came) = (Arc::clone(&gate), Arc::clone(&came));
+            loom::thread::spawn(move || {
+                let mut done = 0;
+                while gate.enter(1, &mut done) {
+                    *came.0.lock().unwrap() += 1;
+                    came.1.notify_one();
+                    gate.leave();
+                }
+            })
+        };
+        for job in 1..=jobs {
+            gate.open(2, |_| worker.thread().unpark());
+            let mut count = came.0.lock().unwrap();
+            while *count < job {
+                count = came.1.wait(count).unwrap();
+            }
+            drop(count);
+            gate.close();
+        }
+        gate.stop(|_| worker.thread().unpark());
+        worker.join().unwrap();
+    });
+}
+
+#[test]
+fn a_sleeping_worker_is_woken_by_every_job() {
+    check_woken(1, 3);
+    check_woken(2, 2);
+}
+
 #[test]
 fn one_worker_never_sleeps_through_the_end() {
     check(1, &[], None);
