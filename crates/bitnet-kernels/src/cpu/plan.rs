@@ -88,6 +88,7 @@ mod tests {
         check(12, 6, (12, 6, false));
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn automatic_numbers_keep_to_the_chosen_processors() {
         let topology = Machine::new(8, 2).topology_of();
