@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use bitnet::{
     Device, DraftStrategy, Error, GenerationConfig, HeadType, HiddenAct, I2sLayout, KvType,
-    ModelConfig, PackedLayout, SamplingStrategy,
+    ModelConfig, PackedLayout, Packing, SamplingStrategy,
 };
-use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 
 use crate::cmd::Command;
@@ -45,13 +45,17 @@ pub struct ModelArgs {
     pub ctx_size: Option<u32>,
     /// Number type in which the keys and values of earlier tokens are kept
     #[arg(long, value_name = "TYPE", default_value = "f16", help_heading = MODEL)]
-    kv_dtype: KvDtype,
+    #[arg(value_parser = kv_types())]
+    kv_dtype: KvType,
     /// How the output head is held: int8, or file (as the model file has it: slower, the reference)
     #[arg(long, value_name = "FORM", default_value = "int8", help_heading = MODEL)]
     head: HeadType,
     /// SIMD level to use instead of the best one; `info` lists them
     #[arg(long, value_name = "LEVEL", help_heading = MODEL)]
     simd_level: Option<String>,
+    /// Bits that a ternary weight takes in memory; auto: what a short timing finds faster
+    #[arg(long, value_name = "BITS", default_value = "auto", help_heading = MODEL)]
+    packing: PackingArg,
     /// Where to compute: auto or cpu
     #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = MODEL)]
     device: Device,
@@ -92,12 +96,14 @@ impl ModelArgs {
         ModelConfig {
             device: self.device,
             simd_level: self.simd_level.clone(),
+            packing: match self.packing {
+                PackingArg::Auto => None,
+                PackingArg::TwoBits => Some(Packing::TwoBits),
+                PackingArg::FiveTrits => Some(Packing::FiveTrits),
+            },
             use_mmap: !self.no_mmap,
             max_seq_len: self.ctx_size.map_or(0, |tokens| tokens as usize),
-            kv_dtype: match self.kv_dtype {
-                KvDtype::F32 => KvType::F32,
-                KvDtype::F16 => KvType::F16,
-            },
+            kv_dtype: self.kv_dtype,
             head: self.head,
             i2s_layout: match self.i2s_layout {
                 I2sArg::Block128 => I2sLayout::Block128,
@@ -156,10 +162,17 @@ fn check_hub_id(_: &str) -> Result<(), String> {
     Ok(())
 }
 
+fn kv_types() -> impl TypedValueParser<Value = KvType> {
+    PossibleValuesParser::new(KvType::ALL.map(KvType::name)).try_map(|name| name.parse::<KvType>())
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum KvDtype {
-    F32,
-    F16,
+enum PackingArg {
+    Auto,
+    #[value(name = "2bit")]
+    TwoBits,
+    #[value(name = "1.6bit")]
+    FiveTrits,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -48,6 +48,7 @@ fn log(model: &BitNetModel, threads: &Threads) {
     };
     let features = features().join(" ");
     tracing::debug!(level = info.simd_level, kernel, features, "SIMD level in use");
+    tracing::debug!(packing = %info.packing, "packing of ternary weights");
 }
 
 fn builder(source: Option<&ModelSource>, console: &Console) -> Result<ModelBuilder> {

@@ -1,6 +1,6 @@
 //! What an answer took and how it ended, for people and as JSON.
 
-use bitnet::{FinishReason, GenerationConfig, KvType, Output, Stop, Timings};
+use bitnet::{FinishReason, GenerationConfig, Output, Stop, Timings};
 use serde_json::{Value, json};
 
 use crate::load::Loaded;
@@ -43,14 +43,12 @@ pub fn json(loaded: &Loaded, config: &GenerationConfig, output: &Output) -> Valu
         "stop": stop_text(&output.finish_reason),
         "seed": config.seed,
         "context_length": info.context_length,
-        "kv_dtype": match info.kv_dtype {
-            KvType::F32 => "f32",
-            KvType::F16 => "f16",
-        },
+        "kv_dtype": info.kv_dtype.name(),
         "head": info.head.to_string(),
         "machine": loaded.machine,
         "device": info.device,
         "simd": info.simd_level,
+        "packing": info.packing.packing.name(),
         "threads": { "count": loaded.threads.count, "rule": loaded.threads.rule.to_string() },
         "timings": {
             "load_s": info.load_time.as_secs_f64(),

@@ -75,7 +75,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// A matrix of 2560 columns with all weights in it.
 fn weights(rows: usize, packing: Packing) -> PackedTernary {
-    PackedTernary::pack(&neutral(rows), packing)
+    PackedTernary::pack_as(packing, &neutral(rows))
 }
 
 fn neutral(rows: usize) -> TernaryMatrix {
@@ -98,7 +98,7 @@ fn pack_speed(packing: Packing) -> f64 {
     let matrix = neutral(25_600);
     let best = (0..9).map(|_| {
         let start = Instant::now();
-        black_box(PackedTernary::pack(&matrix, packing));
+        black_box(PackedTernary::pack_as(packing, &matrix));
         start.elapsed().as_secs_f64()
     });
     (matrix.rows() * COLS / 4) as f64 / best.fold(f64::INFINITY, f64::min) / 1e9

@@ -1,39 +1,104 @@
 //! The bytes of one layer's paged key-value cache.
 //!
-//! A page holds [`PAGE`] positions of all heads, per head first its keys, then its values, both in blocks of [`BLOCK`] positions.
-//! A block of keys is `[head_dim, BLOCK]`, so that a query meets sixteen keys at once and no sum runs across a vector; a block of
-//! values is `[BLOCK, head_dim]`. Which page belongs to which sequence is decided elsewhere; here a position is a slot,
-//! `page · PAGE + offset`.
+//! A page holds [`PAGE`] positions of all heads, and [`GROUP`] pages lie together: of each head first the keys of all of them,
+//! then the values, and for the types that have them a scale for each position's key and one for its value, all little-endian.
+//! Memory is read fast only in long runs, and a sequence often has neighbouring pages. Which page belongs to which sequence is
+//! decided elsewhere; here a position is a slot, `page · PAGE + offset`.
+//!
+//! Floats lie so that a query meets sixteen keys at once and no sum runs across a vector: keys are blocks of
+//! `[head_dim, BLOCK]`, values `[PAGE, head_dim]`. Integers lie as the instructions want them that multiply four neighbouring
+//! bytes: keys are blocks of sixteen positions, `[head_dim / 4, BLOCK, 4]`, with 128 added; values are blocks of sixteen
+//! elements, `[PAGE / 4, BLOCK, 4 positions]`. There `head_dim` is rounded up to a multiple of sixteen.
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-use half::vec::HalfBitsVecExt;
-
-use crate::dense::half_to_f32;
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
 
 /// Positions per page.
 pub const PAGE: usize = 64;
 
+/// Pages that lie together.
+pub const GROUP: usize = 4;
+
 /// Positions per block.
 pub const BLOCK: usize = 16;
+
+/// What the cache's bytes begin at a multiple of: a line of the processor's cache, so that no vector lies across two.
+const ALIGNMENT: usize = 64;
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum KvType {
     /// 4 bytes, nothing lost.
     F32,
-    /// 2 bytes.
+    /// 2 bytes; what lies beyond ±65504 becomes that.
     #[default]
     F16,
+    /// 2 bytes: the upper half of binary32, rounded.
+    Bf16,
+    /// 1 byte and a scale for each position and head, in which attention is integer arithmetic.
+    Int8,
+    /// 1 byte with 4 bits of exponent and 3 of mantissa, and a scale for each position and head.
+    Fp8E4m3,
 }
 
 impl KvType {
-    /// Bytes of one stored element.
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Fp8E4m3];
+
+    /// The name, which [`str::parse`] reads.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Fp8E4m3 => "fp8_e4m3",
+        }
+    }
+
+    /// Bytes of one stored element, scales apart.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Int8 | Self::Fp8E4m3 => 1,
         }
+    }
+
+    /// Whether each position and head has a scale for its key and one for its value.
+    pub fn has_scales(self) -> bool {
+        matches!(self, Self::Int8 | Self::Fp8E4m3)
+    }
+}
+
+impl fmt::Display for KvType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for KvType {
+    type Err = UnknownKvType;
+
+    fn from_str(name: &str) -> Result<Self, UnknownKvType> {
+        let found = Self::ALL.into_iter().find(|dtype| dtype.name() == name);
+        found.ok_or_else(|| UnknownKvType { name: name.to_owned() })
+    }
+}
+
+/// Not the name of a type for keys and values.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{name}` is no type of keys and values")]
+pub struct UnknownKvType {
+    /// The name given.
+    pub name: String,
+}
+
+impl UnknownKvType {
+    /// What to try instead.
+    pub fn help(&self) -> String {
+        format!("types are {}", KvType::ALL.map(KvType::name).join(", "))
     }
 }
 
@@ -51,9 +116,33 @@ pub struct KvShape {
 }
 
 impl KvShape {
-    /// Bytes that one position takes in one layer.
+    /// Bytes that one position takes in one layer, scales and padding included.
     pub fn bytes_per_position(&self) -> usize {
-        2 * self.kv_heads * self.head_dim * self.dtype.bytes()
+        self.kv_heads * self.part_bytes() / PAGE
+    }
+
+    /// Elements of a head as they are stored, padding included.
+    pub fn stored_dim(&self) -> usize {
+        match self.dtype {
+            KvType::Int8 => self.head_dim.next_multiple_of(BLOCK),
+            _ => self.head_dim,
+        }
+    }
+
+    /// Bytes of a head's keys in a page, and of its values.
+    fn half_bytes(&self) -> usize {
+        PAGE * self.stored_dim() * self.dtype.bytes()
+    }
+
+    /// Bytes of a head's share of a page.
+    fn part_bytes(&self) -> usize {
+        let scale = if self.dtype.has_scales() { size_of::<f32>() } else { 0 };
+        2 * (self.half_bytes() + PAGE * scale)
+    }
+
+    /// Bytes of all heads' shares of a group.
+    fn group_bytes(&self) -> usize {
+        GROUP * self.kv_heads * self.part_bytes()
     }
 }
 
@@ -61,49 +150,48 @@ impl KvShape {
 #[derive(Clone, Debug)]
 pub struct KvLayer {
     shape: KvShape,
-    data: KvData,
+    /// Where in `data` the first group begins.
+    start: usize,
+    data: Vec<u8>,
 }
 
-#[derive(Clone, Debug)]
-enum KvData {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-}
-
-/// A block of one head's keys or values, as it is stored.
+/// A head's share of a page.
 #[derive(Clone, Copy, Debug)]
-pub enum KvBlock<'a> {
-    /// Plain floats.
-    F32(&'a [f32]),
-    /// Half floats.
-    F16(&'a [f16]),
+pub struct KvPart<'a> {
+    shape: KvShape,
+    /// The head's share of the group.
+    bytes: &'a [u8],
+    /// The page within the group.
+    page: usize,
 }
 
-impl KvBlock<'_> {
-    /// Writes the block's `BLOCK · head_dim` elements as f32.
-    #[inline(always)]
-    pub fn read(self, out: &mut [f32]) {
-        match self {
-            Self::F32(block) => out.copy_from_slice(block),
-            Self::F16(block) => {
-                for (y, x) in out.iter_mut().zip(block) {
-                    *y = half_to_f32(x.to_bits());
-                }
-            }
-        }
-    }
+/// A head's share of a group of pages, to be written.
+#[derive(Debug)]
+pub struct KvPartMut<'a> {
+    /// The head.
+    pub head: usize,
+    /// Which of the slots that were asked for lie here, as a range of [`KvParts::order`].
+    pub slots: Range<usize>,
+    shape: KvShape,
+    bytes: &'a mut [u8],
+}
+
+/// What writing to some slots writes to.
+#[derive(Debug)]
+pub struct KvParts<'a> {
+    /// Indices of the slots, in the order of what they are.
+    pub order: Vec<u32>,
+    /// The heads' shares of all groups that the slots lie in, each to be written by itself.
+    pub parts: Vec<KvPartMut<'a>>,
 }
 
 impl KvLayer {
     /// Room for all pages, zeroed. The system hands out the memory when it is first written.
     pub fn new(shape: KvShape) -> Self {
-        let elements = shape.pages * PAGE * 2 * shape.kv_heads * shape.head_dim;
-        let data = match shape.dtype {
-            KvType::F32 => KvData::F32(vec![0.0; elements]),
-            // Integers, because a vector of `f16::ZERO` would be written, and so use all its memory at once.
-            KvType::F16 => KvData::F16(vec![0u16; elements].reinterpret_into()),
-        };
-        Self { shape, data }
+        let data = vec![0; shape.pages.div_ceil(GROUP) * shape.group_bytes() + ALIGNMENT];
+        // If an alignment cannot be had, the cache works without.
+        let start = Some(data.as_ptr().align_offset(ALIGNMENT)).filter(|&x| x <= ALIGNMENT);
+        Self { shape, start: start.unwrap_or(0), data }
     }
 
     /// The shape.
@@ -111,49 +199,96 @@ impl KvLayer {
         self.shape
     }
 
-    /// Where a block begins; blocks of a page are counted through.
-    fn offset(&self, page: usize, head: usize, values: bool, block: usize) -> usize {
-        let part = (page * self.shape.kv_heads + head) * 2 + usize::from(values);
-        (part * PAGE + block * BLOCK) * self.shape.head_dim
+    /// One head's share of a page.
+    pub fn part(&self, page: usize, head: usize) -> KvPart<'_> {
+        let len = GROUP * self.shape.part_bytes();
+        let start = self.start + page / GROUP * self.shape.group_bytes() + head * len;
+        KvPart { shape: self.shape, bytes: &self.data[start..][..len], page: page % GROUP }
     }
 
-    /// Stores keys and values of one position, `[kv_heads · head_dim]` each.
-    pub fn store(&mut self, slot: usize, k: &[f32], v: &[f32]) {
-        let dim = self.shape.head_dim;
-        let (page, block, place) = (slot / PAGE, slot % PAGE / BLOCK, slot % BLOCK);
-        for (head, (k, v)) in k.chunks_exact(dim).zip(v.chunks_exact(dim)).enumerate() {
-            let keys = self.offset(page, head, false, block)..;
-            let values = self.offset(page, head, true, block) + place * dim..;
-            match &mut self.data {
-                KvData::F32(data) => {
-                    let column = data[keys].iter_mut().skip(place).step_by(BLOCK);
-                    column.zip(k).for_each(|(y, &x)| *y = x);
-                    data[values][..dim].copy_from_slice(v);
-                }
-                KvData::F16(data) => {
-                    let column = data[keys].iter_mut().skip(place).step_by(BLOCK);
-                    column.zip(k).for_each(|(y, &x)| *y = f16::from_f32(x));
-                    data[values][..dim].convert_from_f32_slice(v);
-                }
-            }
+    /// The shares of all heads in all groups that some slots lie in, which different threads may write.
+    pub fn parts_mut(&mut self, slots: &[u32]) -> KvParts<'_> {
+        let group = |index: u32| slots[index as usize] as usize / (GROUP * PAGE);
+        let mut order: Vec<u32> = (0..slots.len() as u32).collect();
+        order.sort_unstable_by_key(|&index| slots[index as usize]);
+        let (shape, mut passed) = (self.shape, 0);
+        let mut rest = &mut self.data[self.start..];
+        let (mut parts, mut first) = (Vec::new(), 0);
+        for run in order.chunk_by(|&a, &b| group(a) == group(b)) {
+            let next = group(run[0]);
+            rest = rest.split_at_mut((next - passed) * shape.group_bytes()).1;
+            let (heads, after) = rest.split_at_mut(shape.group_bytes());
+            (rest, passed) = (after, next + 1);
+            let slots = first..first + run.len();
+            first += run.len();
+            let heads = heads.chunks_exact_mut(GROUP * shape.part_bytes()).enumerate();
+            parts.extend(heads.map(|(head, bytes)| KvPartMut {
+                head,
+                slots: slots.clone(),
+                shape,
+                bytes,
+            }));
         }
+        KvParts { order, parts }
+    }
+}
+
+impl<'a> KvPart<'a> {
+    /// The shape of the layer.
+    pub fn shape(&self) -> KvShape {
+        self.shape
     }
 
-    /// Keys of the positions from `start` on, a multiple of [`BLOCK`] within a page: `[head_dim, BLOCK]`.
-    pub fn keys(&self, page: usize, head: usize, start: usize) -> KvBlock<'_> {
-        self.block(self.offset(page, head, false, start / BLOCK))
+    /// The keys of all positions; see the module for how they lie.
+    pub fn keys(&self) -> &'a [u8] {
+        let half = self.shape.half_bytes();
+        &self.bytes[self.page * half..][..half]
     }
 
-    /// Values of the positions from `start` on, a multiple of [`BLOCK`] within a page: `[BLOCK, head_dim]`.
-    pub fn values(&self, page: usize, head: usize, start: usize) -> KvBlock<'_> {
-        self.block(self.offset(page, head, true, start / BLOCK))
+    /// The values of all positions; see the module for how they lie.
+    pub fn values(&self) -> &'a [u8] {
+        let half = self.shape.half_bytes();
+        &self.bytes[(GROUP + self.page) * half..][..half]
     }
 
-    fn block(&self, start: usize) -> KvBlock<'_> {
-        let range = start..start + BLOCK * self.shape.head_dim;
-        match &self.data {
-            KvData::F32(data) => KvBlock::F32(&data[range]),
-            KvData::F16(data) => KvBlock::F16(&data[range]),
+    /// The scale of each position's key, and of its value; empty for types without.
+    pub fn scales(&self) -> [&'a [[u8; 4]]; 2] {
+        let scales = self.bytes[2 * GROUP * self.shape.half_bytes()..].as_chunks().0;
+        let (keys, values) = scales.split_at(scales.len() / 2);
+        let each = keys.len() / GROUP;
+        [keys, values].map(|scales| &scales[self.page * each..][..each])
+    }
+}
+
+/// Where to write the key and the value of a position: a page's keys and values, and the position's scales.
+#[derive(Debug)]
+pub struct KvPlace<'a> {
+    /// The page's keys; see the module for how they lie.
+    pub keys: &'a mut [u8],
+    /// The page's values.
+    pub values: &'a mut [u8],
+    /// The scales of the key and the value, for types that have them.
+    pub scales: Option<[&'a mut [u8; 4]; 2]>,
+}
+
+impl KvPartMut<'_> {
+    /// The shape of the layer.
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// Where the key and value of `slot` are, which lies in this group.
+    pub fn place(&mut self, slot: usize) -> KvPlace<'_> {
+        let (half, place) = (self.shape.half_bytes(), slot % (GROUP * PAGE));
+        let (halves, scales) = self.bytes.split_at_mut(2 * GROUP * half);
+        let (keys, values) = halves.split_at_mut(GROUP * half);
+        let scales = scales.as_chunks_mut().0;
+        let (key_scales, value_scales) = scales.split_at_mut(scales.len() / 2);
+        let page = place / PAGE * half;
+        KvPlace {
+            keys: &mut keys[page..][..half],
+            values: &mut values[page..][..half],
+            scales: key_scales.get_mut(place).zip(value_scales.get_mut(place)).map(<[_; 2]>::from),
         }
     }
 }
@@ -162,19 +297,69 @@ impl KvLayer {
 mod tests {
     use super::*;
 
+    fn shape(head_dim: usize, dtype: KvType) -> KvShape {
+        KvShape { pages: 3, kv_heads: 2, head_dim, dtype }
+    }
+
     #[test]
-    fn what_is_stored_is_found_at_its_page_head_and_place() {
-        for dtype in [KvType::F32, KvType::F16] {
-            let mut layer = KvLayer::new(KvShape { pages: 3, kv_heads: 2, head_dim: 4, dtype });
-            let row = |base: f32| (0..8).map(|i| base + i as f32).collect::<Vec<_>>();
-            layer.store(2 * PAGE + 2 * BLOCK + 5, &row(100.0), &row(200.0));
-            let mut block = [0.0; 4 * BLOCK];
-            layer.keys(2, 1, 2 * BLOCK).read(&mut block);
-            let column: Vec<f32> = block.iter().skip(5).step_by(BLOCK).copied().collect();
-            assert_eq!(column, [104.0, 105.0, 106.0, 107.0]);
-            assert_eq!(block.iter().filter(|&&x| x != 0.0).count(), 4);
-            layer.values(2, 0, 2 * BLOCK).read(&mut block);
-            assert_eq!(block[5 * 4..6 * 4], [200.0, 201.0, 202.0, 203.0]);
+    fn a_position_takes_its_elements_and_scales() {
+        let bytes = KvType::ALL.map(|dtype| shape(128, dtype).bytes_per_position());
+        assert_eq!(bytes, [2048, 1024, 1024, 528, 528]);
+        assert_eq!(shape(100, KvType::Int8).bytes_per_position(), 2 * (2 * 112 + 8));
+    }
+
+    #[test]
+    fn every_name_is_read_and_others_are_refused() {
+        for dtype in KvType::ALL {
+            assert_eq!(dtype.to_string().parse(), Ok(dtype));
         }
+        let error = "f8".parse::<KvType>().unwrap_err();
+        assert_eq!(error.to_string(), "`f8` is no type of keys and values");
+        assert_eq!(error.help(), "types are f32, f16, bf16, int8, fp8_e4m3");
+    }
+
+    #[test]
+    fn places_to_write_are_those_to_read() {
+        let slots: [u32; 5] = [9 * 64 + 5, 7, 4 * 64 - 1, 8 * 64, 11 * 64 + 63];
+        for dtype in KvType::ALL {
+            let mut layer = KvLayer::new(KvShape { pages: 12, ..shape(4, dtype) });
+            let KvParts { order, mut parts } = layer.parts_mut(&slots);
+            assert_eq!(order, [1, 2, 3, 0, 4]);
+            let found: Vec<_> = parts.iter().map(|part| (part.head, part.slots.clone())).collect();
+            assert_eq!(found, [(0, 0..2), (1, 0..2), (0, 2..5), (1, 2..5)]);
+            for part in &mut parts {
+                for &index in &order[part.slots.clone()] {
+                    let mark = 10 * (1 + index as u8) + part.head as u8;
+                    let place = part.place(slots[index as usize] as usize);
+                    place.keys.fill(mark);
+                    place.values.fill(100 + mark);
+                    if let Some([key, value]) = place.scales {
+                        (*key, *value) = ([mark; 4], [100 + mark; 4]);
+                    }
+                }
+            }
+            for (index, &slot) in slots.iter().enumerate() {
+                for head in 0..2 {
+                    let (page, place) = (slot as usize / PAGE, slot as usize % PAGE);
+                    let (part, mark) =
+                        (layer.part(page, head), 10 * (1 + index as u8) + head as u8);
+                    assert!(part.keys().iter().all(|&x| x == mark), "{dtype} {slot}");
+                    assert!(part.values().iter().all(|&x| x == 100 + mark), "{dtype} {slot}");
+                    let scales = part.scales().map(|scales| scales.get(place));
+                    let expected = [[mark; 4], [100 + mark; 4]];
+                    assert_eq!(
+                        scales,
+                        expected.each_ref().map(|x| Some(x).filter(|_| dtype.has_scales()))
+                    );
+                }
+            }
+            assert!(layer.part(10, 1).keys().iter().all(|&x| x == 0));
+        }
+    }
+
+    #[test]
+    fn pages_begin_at_a_cache_line() {
+        let layer = KvLayer::new(shape(16, KvType::Int8));
+        assert_eq!(layer.part(0, 0).keys().as_ptr().align_offset(ALIGNMENT), 0);
     }
 }

@@ -10,7 +10,7 @@
 
 pub mod ablation;
 mod advice;
-mod bytes;
+pub(crate) mod bytes;
 mod drive;
 mod hash;
 pub mod kernel;

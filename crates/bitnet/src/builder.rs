@@ -9,6 +9,7 @@ use std::time::Instant;
 use bitnet_inference::config::Limits;
 use bitnet_inference::{EngineConfig, InferenceConfig, spawn};
 use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::cpu::packing::PackingChoice;
 use bitnet_kernels::cpu::plan::ThreadPlan;
 use bitnet_kernels::cpu::{CpuBackend, affinity};
 use bitnet_kernels::device::Device;
@@ -20,6 +21,7 @@ use bitnet_model::hub::{Hub, HubConfig, HubError, HubId};
 use bitnet_model::kv::page_bytes;
 use bitnet_model::tokenizer::Tokenizer;
 
+use crate::bench::bytes::ternary_weights;
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::info::{self, ModelInfo};
@@ -201,9 +203,15 @@ impl ModelBuilder {
         let threads = plan.threads();
         let backend = CpuBackend::with_plan(isa, plan)
             .map_err(|source| Error::Threads { threads, source })?;
-        let (backend, head) = (Arc::new(backend), self.config.head);
-        let model = Model::load(&checkpoint, backend, head, threads, &self.progress)?;
-        let info = self.info(&checkpoint, device, isa, threads, limits, begin);
+        let weights = ternary_weights(&arch);
+        let backend = backend.with_packing(match self.config.packing {
+            Some(packing) => PackingChoice::Fixed(packing),
+            None => PackingChoice::Fastest { weights },
+        });
+        let backend = Arc::new(backend);
+        let head = self.config.head;
+        let model = Model::load(&checkpoint, Arc::clone(&backend), head, threads, &self.progress)?;
+        let info = self.info(&checkpoint, device, &backend, threads, limits, begin);
         drop(checkpoint);
         let handle = spawn(Arc::new(model), &engine)?;
         tracing::info!(
@@ -221,7 +229,7 @@ impl ModelBuilder {
         &self,
         checkpoint: &Checkpoint,
         device: Device,
-        isa: Isa,
+        backend: &CpuBackend,
         threads: usize,
         limits: Limits,
         begin: Instant,
@@ -236,7 +244,8 @@ impl ModelBuilder {
             encodings,
             bytes,
             device: device.to_string(),
-            simd_level: isa.name(),
+            simd_level: backend.isa().name(),
+            packing: *backend.packing(),
             threads,
             context_length: limits.max_seq_len,
             kv_dtype,

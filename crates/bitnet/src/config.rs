@@ -1,6 +1,7 @@
 //! How to run a model.
 
 use bitnet_kernels::cpu::affinity;
+use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::cpu::placement::{PlacementConfig, PlacementError};
 use bitnet_kernels::cpu::plan::{ThreadConfig, ThreadPlan};
 use bitnet_kernels::cpu::pool::WaitPolicy;
@@ -58,6 +59,8 @@ pub struct ModelConfig {
     /// Vector instructions by the name of their level (`avx2`). None: the fastest level that gave the right results when the
     /// program started. A level that this CPU does not have is an error. Results are the same with all.
     pub simd_level: Option<String>,
+    /// How many ternary weights share a byte. None: what a short timing while loading finds faster. Results are the same.
+    pub packing: Option<Packing>,
     /// Map weight files into memory. Without it they are read into the process's own memory, which survives a file that
     /// changes or a network drive that goes away.
     ///
@@ -98,6 +101,7 @@ impl Default for ModelConfig {
             placement: PlacementConfig::default(),
             wait_policy: WaitPolicy::default(),
             simd_level: None,
+            packing: None,
             use_mmap: true,
             loading_strategy: LoadingStrategy::MemoryMap,
             max_seq_len: 0,

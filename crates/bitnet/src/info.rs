@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bitnet_kernels::cpu::packing::ChosenPacking;
 use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::KvType;
 use bitnet_model::format::{Checkpoint, TensorInfo};
@@ -25,6 +26,8 @@ pub struct ModelInfo {
     pub device: String,
     /// The SIMD level in use.
     pub simd_level: &'static str,
+    /// How ternary weights are packed, and why so.
+    pub packing: ChosenPacking,
     /// Compute threads.
     pub threads: usize,
     /// Longest sequence in tokens.

@@ -37,6 +37,8 @@ pub use bitnet_inference::{
 };
 pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
 pub use bitnet_kernels::cpu::level::{CpuFeatures, SimdLevel};
+pub use bitnet_kernels::cpu::packed::{Packing, UnknownPacking};
+pub use bitnet_kernels::cpu::packing::{ChosenPacking, PackingChoice, PackingReason};
 pub use bitnet_kernels::cpu::placement::{
     Numa, Order, Pinning, PlacementConfig, PlacementError, Places,
 };

@@ -6,12 +6,12 @@ use std::ops::Range;
 
 use super::isa::Isa;
 use crate::dense::DenseMatrix;
-use crate::kv::KvLayer;
-use crate::scalar::attention::Context;
+use crate::kv::{KvPart, KvPartMut};
+use crate::scalar::attention::{Dots, Form, Partials, Quad, Row, TOGETHER, Weights};
 use crate::scalar::elementwise::Activation;
 use crate::scalar::int8::Split;
 #[cfg(not(target_arch = "x86_64"))]
-use crate::scalar::{attention, elementwise, head, int8, norm, rope};
+use crate::scalar::{attention, elementwise, head, int8, kv, norm, rope};
 
 /// Hands the list of operations to the macro `$with`, which makes a version of each.
 macro_rules! float_operations {
@@ -23,14 +23,36 @@ macro_rules! float_operations {
             fn quantize(x: &[f32], q: &mut [i8]) -> (f32, i32) = norm;
             /// See [`crate::scalar::rope::rotate`].
             fn rotate(cos: &[f32], sin: &[f32], x: &mut [f32]) -> () = rope;
-            /// See [`crate::scalar::attention::attend`].
-            fn attend(kv: &KvLayer, head: usize, context: Context<'_>, q: &[f32], scratch: &mut Vec<f32>, out: &mut [f32]) -> () = attention;
+            /// See [`crate::scalar::kv::store_kv`].
+            fn store_kv(part: &mut KvPartMut<'_>, slot: usize, k: &[f32], v: &[f32]) -> () = kv;
+            /// See [`crate::scalar::kv::read_keys`].
+            fn read_keys(part: KvPart<'_>, blocks: usize, out: &mut [f32]) -> () = kv;
+            /// See [`crate::scalar::kv::read_values`].
+            fn read_values(part: KvPart<'_>, positions: usize, stride: usize, out: &mut [f32]) -> () = kv;
+            /// See [`crate::scalar::attention::pack_queries`].
+            fn pack_queries(q: &[f32], dim: usize, out: &mut [[f32; TOGETHER]]) -> () = attention;
+            /// See [`crate::scalar::attention::quantize_query`].
+            fn quantize_query(q: &[f32], form: Form, place: usize, out: &mut [[Quad; TOGETHER]]) -> (f32, i32) = attention;
+            /// See [`crate::scalar::attention::softmax`].
+            fn softmax(row: &mut [f32], seen: usize) -> (f32, f32) = attention;
+            /// See [`crate::scalar::attention::scale_dots`].
+            fn scale_dots(dots: &Dots, query: (f32, i32), scales: &Row, row: &mut [f32]) -> () = attention;
+            /// See [`crate::scalar::attention::quantize_weights`].
+            fn quantize_weights(row: &mut [f32], scales: &Row, form: Form, out: &mut Weights) -> f32 = attention;
+            /// See [`crate::scalar::attention::scale_sums`].
+            fn scale_sums(sums: &[i32], scale: f32, y: &mut [f32]) -> () = attention;
+            /// See [`crate::scalar::attention::fold`].
+            fn fold(into: &mut Partials, next: &Partials) -> () = attention;
+            /// See [`crate::scalar::attention::finish`].
+            fn finish(partials: &Partials, query: usize, out: &mut [f32]) -> () = attention;
             /// See [`crate::scalar::elementwise::scale_product`].
             fn scale_product(acc: &[i32], w: f32, s: f32, y: &mut [f32]) -> () = elementwise;
             /// See [`crate::scalar::elementwise::scale_product_rows`].
             fn scale_product_rows(acc: &[i32], w: &[f32], s: f32, y: &mut [f32]) -> () = elementwise;
             /// See [`crate::scalar::elementwise::add`].
             fn add(x: &[f32], y: &mut [f32]) -> () = elementwise;
+            /// See [`crate::scalar::elementwise::multiply`].
+            fn multiply(y: &mut [f32], x: &[f32]) -> () = elementwise;
             /// See [`crate::scalar::elementwise::gate`].
             fn gate(activation: Activation, up: &[f32], gate: &mut [f32]) -> () = elementwise;
             /// See [`crate::scalar::head::logits`].

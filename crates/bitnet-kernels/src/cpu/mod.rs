@@ -5,6 +5,7 @@
 pub mod aarch64;
 pub mod ablation;
 pub mod affinity;
+mod attention;
 mod bitlinear;
 pub mod floats;
 pub mod head;
@@ -12,6 +13,7 @@ mod input;
 pub mod isa;
 pub mod level;
 pub mod packed;
+pub mod packing;
 pub mod placement;
 pub mod plan;
 pub mod pool;
@@ -33,7 +35,7 @@ use crate::backend::{Backend, Gated, Norm, Span};
 use crate::dense::DenseMatrix;
 use crate::head::{HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
-use crate::scalar::attention::Context;
+use crate::scalar::attention::Partials;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
 pub use bitlinear::CpuTernary;
@@ -43,6 +45,7 @@ use head::split::SplitRows;
 use input::{Input, OwnInput, SharedInput};
 use isa::Isa;
 use packed::{PANEL_ROWS, PackedTernary};
+use packing::{ChosenPacking, PackingChoice};
 use plan::ThreadPlan;
 use pool::{Chain, Either, PoolOptions, Stripe, ThreadPool, chunks, stripes};
 use team::Team;
@@ -51,14 +54,13 @@ use team::Team;
 const MAX_PANELS: usize = 16;
 /// Tokens whose integer sums a thread holds at a time.
 const TOKEN_BLOCK: usize = 48;
-/// Tokens of a sequence that attend together, so that a block of keys or values is read once for all of them.
-const ATTENTION_TOKENS: usize = 4;
 
 /// Computes on the processor with the threads of one pool.
 pub struct CpuBackend {
     isa: Isa,
     pool: ThreadPool,
     team: Team,
+    packing: ChosenPacking,
     packed: AtomicUsize,
 }
 
@@ -68,7 +70,7 @@ struct WorkerScratch {
     sums: Vec<i32>,
     floats: Vec<f32>,
     row: Vec<f32>,
-    queries: Vec<f32>,
+    attention: attention::Scratch,
     input: OwnInput,
 }
 
@@ -99,6 +101,7 @@ impl Matrix {
 pub struct CpuScratch {
     input: SharedInput,
     normed: Matrix,
+    partials: Vec<Partials>,
     split: SplitRows,
     workers: Vec<WorkerScratch>,
 }
@@ -128,7 +131,20 @@ impl CpuBackend {
         let threads = pool.threads();
         tracing::debug!(simd = isa.name(), threads, "SIMD level chosen");
         let team = Team::new(threads, threads, false);
-        Self { isa, pool, team, packed: AtomicUsize::new(0) }
+        let packing = ChosenPacking::default();
+        Self { isa, pool, team, packing, packed: AtomicUsize::new(0) }
+    }
+
+    /// Packs weights as `choice` says, and not in two bits each.
+    pub fn with_packing(mut self, choice: PackingChoice) -> Self {
+        self.packing = ChosenPacking::choose(choice, self.isa, &self.pool);
+        tracing::info!(packing = %self.packing, "chose the packing of ternary weights");
+        self
+    }
+
+    /// How weights are packed, and why so.
+    pub fn packing(&self) -> &ChosenPacking {
+        &self.packing
     }
 
     /// The instruction set in use.
@@ -159,32 +175,6 @@ impl CpuBackend {
     fn stripe_width(&self, rows: usize) -> usize {
         let panels = rows.div_ceil(PANEL_ROWS);
         panels.div_ceil(4 * self.threads()).clamp(1, MAX_PANELS) * PANEL_ROWS
-    }
-
-    /// Attends with the queries of one key-value head for as many tokens as `out` has rows.
-    #[expect(clippy::too_many_arguments, reason = "an item of `attention`, unpacked")]
-    fn attend(
-        &self,
-        s: &mut WorkerScratch,
-        q: &Matrix,
-        kv: &KvLayer,
-        span: &Span,
-        first: usize,
-        head: usize,
-        out: &mut Stripe<'_>,
-    ) {
-        let (columns, tokens) = (out.columns(), out.rows());
-        let len = span.start + (first - span.rows.start) + 1;
-        let context = Context { pages: &span.pages, len, tokens };
-        s.queries.clear();
-        for token in 0..tokens {
-            s.queries.extend_from_slice(&q.row(first + token)[columns.clone()]);
-        }
-        s.row.resize(s.queries.len(), 0.0);
-        self.isa.attend(kv, head, context, &s.queries, &mut s.floats, &mut s.row);
-        for (token, y) in s.row.chunks(columns.len()).enumerate() {
-            out.row(token).copy_from_slice(y);
-        }
     }
 }
 
@@ -234,10 +224,9 @@ impl Backend for CpuBackend {
 
     fn upload_ternary(&self, weights: TernaryMatrix) -> CpuTernary {
         self.packed.fetch_add(1, Ordering::Relaxed);
-        CpuTernary {
-            packed: PackedTernary::pack(&weights, packed::Packing::TwoBits),
-            scale: weights.scale().clone(),
-        }
+        let packing = self.packing.for_scale(weights.scale());
+        let packed = PackedTernary::pack_as(packing, &weights);
+        CpuTernary { packed, scale: weights.scale().clone() }
     }
 
     fn upload_dense(&self, weights: DenseMatrix) -> DenseMatrix {
@@ -358,15 +347,7 @@ impl Backend for CpuBackend {
         v: &Matrix,
         kv: &mut KvLayer,
     ) {
-        let rows = (chunks(&mut q.data, q.cols), chunks(&mut k.data, k.cols));
-        self.pool.for_each(rows, |row, (q, k)| {
-            let (cos, sin) = rope.row(row);
-            self.isa.rotate(cos, sin, q);
-            self.isa.rotate(cos, sin, k);
-        });
-        for (row, &slot) in slots.iter().enumerate() {
-            kv.store(slot as usize, k.row(row), v.row(row));
-        }
+        attention::rotate_and_store(self, rope, slots, q, k, v, kv);
     }
 
     fn attention(
@@ -377,24 +358,8 @@ impl Backend for CpuBackend {
         spans: &[Span],
         out: &mut Matrix,
     ) {
-        out.resize(q.rows(), q.cols);
-        let mut tiles = Vec::new();
-        let mut rest = &mut out.data[..];
-        for span in spans {
-            let (rows, after) = rest.split_at_mut(span.rows.len() * q.cols);
-            rest = after;
-            let firsts = span.rows.clone().step_by(ATTENTION_TOKENS);
-            for (first, rows) in firsts.zip(rows.chunks_mut(ATTENTION_TOKENS * q.cols)) {
-                tiles.push((span, first, rows));
-            }
-        }
-        let heads = kv.shape().kv_heads;
-        for (span, first, rows) in tiles {
-            let parts = stripes(rows, q.cols, q.cols / heads);
-            self.pool.for_each_with(&mut scratch.workers, parts, |worker, head, mut stripe| {
-                self.attend(worker, q, kv, span, first, head, &mut stripe);
-            });
-        }
+        let CpuScratch { workers, partials, .. } = scratch;
+        attention::attention(self, workers, partials, q, kv, spans, out);
     }
 
     fn logits(

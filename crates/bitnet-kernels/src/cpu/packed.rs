@@ -17,6 +17,9 @@ use crate::ternary::{CODES_PER_WORD, TernaryMatrix, WeightScale, ZERO_WORD, word
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = 16;
 
+/// Columns of a block of two bits a weight.
+pub const BLOCK_COLS: usize = Packing::TwoBits.block_cols();
+
 /// The widest matrix that can be packed. Kernels add up 128 · 127 for every four columns in 32 bits, which holds for
 /// 528 000, or 168 · 127 for four of every twenty, which holds for 503 000; the widest layer of any published model has
 /// 45 568.
@@ -53,6 +56,11 @@ impl Packing {
     /// Columns of a block.
     pub const fn block_cols(self) -> usize {
         4 * self.weights_per_byte()
+    }
+
+    /// Memory that a matrix takes, the padding of rows and columns included.
+    pub const fn matrix_bytes(self, rows: usize, cols: usize) -> usize {
+        rows.div_ceil(PANEL_ROWS) * cols.div_ceil(self.block_cols()) * size_of::<Block>()
     }
 
     /// The name that [`FromStr`] reads.
@@ -123,11 +131,16 @@ pub struct PackedTernary {
 }
 
 impl PackedTernary {
+    /// Packs a matrix in two bits a weight; see [`PackedTernary::pack_as`].
+    pub fn pack(matrix: &TernaryMatrix) -> Self {
+        Self::pack_as(Packing::TwoBits, matrix)
+    }
+
     /// Packs a matrix. The last panel is filled up with rows of zero weights.
     ///
     /// # Panics
     /// If it is wider than [`MAX_COLS`]; a loader refuses such a model before.
-    pub fn pack(matrix: &TernaryMatrix, packing: Packing) -> Self {
+    pub fn pack_as(packing: Packing, matrix: &TernaryMatrix) -> Self {
         let (rows, cols) = (matrix.rows(), matrix.cols());
         assert!(cols <= MAX_COLS, "{cols} columns could overflow 32 bits");
         let blocks_per_panel = cols.div_ceil(packing.block_cols());
@@ -156,11 +169,17 @@ impl PackedTernary {
         Self { packing, rows, cols, blocks_per_panel, blocks }
     }
 
-    /// A matrix of `panels` by `blocks_per_panel` blocks with all weights -1, for timing.
-    pub(super) fn blank(packing: Packing, panels: usize, blocks_per_panel: usize) -> Self {
-        let blocks = vec![Block([0; 64]); panels * blocks_per_panel];
+    /// A matrix of the same byte everywhere, for timing.
+    pub(super) fn filled(byte: u8, panels: usize, blocks_per_panel: usize) -> Self {
+        let blocks = vec![Block([byte; 64]); panels * blocks_per_panel];
+        let packing = Packing::TwoBits;
         let (rows, cols) = (panels * PANEL_ROWS, blocks_per_panel * packing.block_cols());
         Self { packing, rows, cols, blocks_per_panel, blocks }
+    }
+
+    /// Takes the same bytes for another packing; only timing wants that.
+    pub(super) fn read_as(&mut self, packing: Packing) {
+        (self.packing, self.cols) = (packing, self.blocks_per_panel * packing.block_cols());
     }
 
     /// How many weights share a byte.
@@ -245,7 +264,8 @@ mod tests {
     fn check(rows: usize, cols: usize, packing: Packing) {
         let values: Vec<i8> = (0..rows * cols).map(|i| (i * i % 7 % 3) as i8 - 1).collect();
         let matrix = TernaryMatrix::from_values(rows, cols, &values, WeightScale::Tensor(1.0));
-        let packed = PackedTernary::pack(&matrix, packing);
+        let packed = PackedTernary::pack_as(packing, &matrix);
+        assert_eq!(packed.bytes(), packing.matrix_bytes(rows, cols));
         for row in 0..packed.panels() * PANEL_ROWS {
             let words: Vec<u32> = packed.row_words(row).collect();
             if row < rows {
@@ -270,7 +290,7 @@ mod tests {
         values[row * 48 + col] = 1;
         let matrix = TernaryMatrix::from_values(32, 48, &values, WeightScale::Tensor(1.0));
         let b = col / packing.block_cols();
-        (4 * (row % PANEL_ROWS) + col % 4, PackedTernary::pack(&matrix, packing).panel(1)[b])
+        (4 * (row % PANEL_ROWS) + col % 4, PackedTernary::pack_as(packing, &matrix).panel(1)[b])
     }
 
     #[test]

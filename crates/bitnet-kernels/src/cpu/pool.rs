@@ -29,7 +29,9 @@ use std::time::Duration;
 
 use super::affinity;
 use gate::{Gate, MAX_THREADS, Padded, Patience};
-pub use split::{Chain, Chunks, Either, Items, Split, Stripe, Stripes, chunks, items, stripes};
+pub use split::{
+    Chain, Chunks, Either, Items, Split, Stripe, Stripes, chunks, each, items, stripes,
+};
 
 /// Turns of the first waiting loop, a few microseconds: longer than the gap between two operations of a step.
 const SPINS: u32 = 200;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::isa::Isa;
 use super::level::{CpuFeatures, SimdLevel};
-use super::packed::{PackedTernary, Packing};
+use super::packed::PackedTernary;
 use super::product::Product;
 use super::selftest::{WrongProduct, mixed_matrix, mixed_rows};
 
@@ -123,7 +123,7 @@ fn fastest(times: &[f64]) -> usize {
 
 /// Nanoseconds of a one-token product for each tier, the best of many, taken in turns so that all see the same clock.
 fn time(isas: &[Isa]) -> Vec<f64> {
-    let w = PackedTernary::pack(&mixed_matrix(TIMED_ROWS, TIMED_COLS), Packing::TwoBits);
+    let w = PackedTernary::pack(&mixed_matrix(TIMED_ROWS, TIMED_COLS));
     let x = mixed_rows(1, TIMED_COLS);
     let mut out = vec![0; TIMED_ROWS];
     let mut best = vec![f64::INFINITY; isas.len()];

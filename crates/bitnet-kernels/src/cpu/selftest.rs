@@ -31,7 +31,7 @@ pub struct WrongProduct {
 pub(super) fn check(run: impl Fn(&Product<'_>, &mut [i32])) -> Result<(), WrongProduct> {
     for packing in Packing::ALL {
         let case = |name, matrix: TernaryMatrix, x, blocks: Range<usize>| {
-            Case::new(name, PackedTernary::pack(&matrix, packing), &matrix, x, blocks)
+            Case::new(name, PackedTernary::pack_as(packing, &matrix), &matrix, x, blocks)
         };
         let all = 0..84_usize.div_ceil(packing.block_cols());
         let mixed = case("mixed", mixed_matrix(40, 84), mixed_rows(13, 84), all);

@@ -9,6 +9,7 @@ use crate::kv::{KvType, PAGE};
 use crate::scalar::elementwise::{Activation, activate};
 use crate::scalar::norm;
 use crate::ternary::WeightScale;
+use packed::Packing;
 
 /// Deterministic floats in -1..1.
 fn floats(seed: u32, count: usize) -> Vec<f32> {
@@ -31,9 +32,18 @@ fn matrix(cols: usize, data: Vec<f32>) -> Matrix {
 }
 
 fn backends() -> impl Iterator<Item = CpuBackend> {
-    Isa::available()
-        .iter()
-        .flat_map(|&isa| [1, 2, 3].map(|n| CpuBackend::with_pool(isa, ThreadPool::new(n).unwrap())))
+    let variants = [
+        (1, Packing::TwoBits),
+        (2, Packing::FiveTrits),
+        (3, Packing::TwoBits),
+        (3, Packing::FiveTrits),
+    ];
+    Isa::available().iter().flat_map(move |&isa| {
+        variants.map(|(threads, packing)| {
+            CpuBackend::with_pool(isa, ThreadPool::new(threads).unwrap())
+                .with_packing(PackingChoice::Fixed(packing))
+        })
+    })
 }
 
 /// `W · q(x)` by definition, in f64 from the int8 values on.

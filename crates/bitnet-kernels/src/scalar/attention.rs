@@ -1,124 +1,290 @@
-//! Causal attention of some tokens of one sequence with the queries that share a key-value head.
+//! The parts of causal attention, for some queries that share a key-value head.
+//!
+//! The positions of a sequence are cut into chunks of [`CHUNK`], wherever its tokens come from. A query's result in a chunk is
+//! a [`Partials`] entry: the greatest score, the sum of the weights `e^(score - greatest)`, and the sum of the weighted
+//! values. A query folds its chunks in their order. So what a query gets depends on its sequence alone, and chunks may be
+//! computed by different threads.
+//!
+//! Floats: scores and weighted values are sums of products in the order of the elements, or of the positions, each with one
+//! accumulator. `vdpbf16ps`, which multiplies bf16 twice as fast, rounds in its own way, which no other instruction repeats,
+//! and `vfmadd` is not everywhere either; so keys and values of all float types are multiplied as f32.
+//!
+//! int8: queries and weights are rounded to [`QUERY_MAX`] and [`WEIGHT_MAX`], some 16 bits, by a factor for each query and one
+//! for each query and chunk; the rest is integers and exact. Eight bits would not do for the weights: a token that takes most
+//! of the attention, as the first of a text often does, would round those of all others in its chunk to 0.
 
 use super::elementwise::exp;
+use super::norm::{ROUND, absmax};
 use super::{LANES, add_lanes};
-use crate::kv::{BLOCK, KvLayer, PAGE};
+use crate::kv::{BLOCK, PAGE};
 
 const _: () = assert!(BLOCK == LANES, "a vector of scores is a block of positions");
 
-/// Queries that go through a block of keys together: as many independent sums as hide an addition's latency.
-const TOGETHER: usize = 4;
+/// Positions in a chunk.
+pub const CHUNK: usize = 256;
 
-/// Some consecutive tokens of a sequence, where its keys and values lie, and how many of them the tokens see.
-#[derive(Clone, Copy, Debug)]
-pub struct Context<'a> {
-    /// The sequence's pages in order.
-    pub pages: &'a [u32],
-    /// Positions that the first token sees, its own included; each following token sees one more.
-    pub len: usize,
-    /// Number of tokens.
-    pub tokens: usize,
+const _: () = assert!(CHUNK.is_multiple_of(PAGE), "a page lies in one chunk");
+
+/// Queries that go through keys and values together; their number is rounded up to a multiple of this.
+pub const TOGETHER: usize = 4;
+
+/// A float for each position of a chunk: scores, weights or scales.
+pub type Row = [f32; CHUNK];
+
+/// An integer score for each position of a chunk.
+pub type Dots = [i32; CHUNK];
+
+/// The two operands for four neighbouring 16-bit numbers that meet four bytes.
+pub type Quad = [[u8; 4]; 2];
+
+/// The two operands for 16-bit weights of the positions of a chunk, four neighbours in four bytes of each.
+pub type Weights = [[u8; CHUNK]; 2];
+
+/// The greatest magnitude of an integer query: its upper byte, once the lower one is rounded off, is at most 127.
+///
+/// With longer heads it is less, so that a score fits 32 bits.
+pub const QUERY_MAX: i32 = 127 * 256;
+
+/// The greatest integer weight: both bytes, taken as unsigned or as signed ones, have room, and so has a chunk's sum of
+/// products with int8, in 32 bits.
+pub const WEIGHT_MAX: i32 = 127 * 256;
+
+const _: () = assert!(WEIGHT_MAX as i64 * 128 * (CHUNK as i64) < i32::MAX as i64);
+
+/// How the two operands of a [`Quad`] hold four 16-bit numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The upper bytes and the lower ones, for instructions that multiply bytes: `Σ n·b = 256 · Σ upper·b + Σ lower·b`.
+    Bytes,
+    /// Numbers 0 and 2, and 1 and 3, for instructions that multiply pairs of 16 bits.
+    Pairs,
 }
 
-/// Attends with the queries of some tokens that belong to key-value head `head`.
-///
-/// `q`, `out`: `[tokens, queries per head, head_dim]`; `scratch`: working memory. The scores are scaled by `head_dim^-½`;
-/// each sum runs in an order that depends on `head_dim` and the positions that its token sees alone.
+/// Queries as float kernels read them.
 #[inline(always)]
-pub fn attend(
-    kv: &KvLayer,
-    head: usize,
-    context: Context<'_>,
-    q: &[f32],
-    scratch: &mut Vec<f32>,
-    out: &mut [f32],
-) {
-    let dim = kv.shape().head_dim;
-    let queries = q.len() / dim;
-    let len = |query: usize| context.len + query / (queries / context.tokens);
-    let stride = len(queries - 1).next_multiple_of(BLOCK);
-    scratch.resize(queries * stride + BLOCK * dim, 0.0);
-    let (scores, block) = scratch.split_at_mut(queries * stride);
-    let page = |start: usize| context.pages[start / PAGE] as usize;
-
-    for start in (0..stride).step_by(BLOCK) {
-        kv.keys(page(start), head, start % PAGE).read(block);
-        score_all(q, block, stride, &mut scores[start..]);
-    }
+pub fn pack_queries(q: &[f32], dim: usize, out: &mut [[f32; TOGETHER]]) {
     let scale = 1.0 / (dim as f32).sqrt();
-    for (query, scores) in scores.chunks_exact_mut(stride).enumerate() {
-        softmax(&mut scores[..len(query).next_multiple_of(BLOCK)], len(query), scale);
+    out.fill([0.0; TOGETHER]);
+    for (query, q) in q.chunks_exact(dim).enumerate() {
+        let out = &mut out[query / TOGETHER * dim..][..dim];
+        out.iter_mut().zip(q).for_each(|(out, x)| out[query % TOGETHER] = x * scale);
     }
-    out.fill(0.0);
-    for start in (0..stride).step_by(BLOCK) {
-        kv.values(page(start), head, start % PAGE).read(block);
-        for (query, out) in out.chunks_exact_mut(dim).enumerate() {
-            let seen = len(query).saturating_sub(start).min(BLOCK);
-            add_weighted(&scores[query * stride + start..][..seen], block, out);
+}
+
+/// One query as integer kernels read it, to place `place` of its group, `[stored_dim / 4]`. Returns what a product has to be
+/// multiplied with beside the key's scale, and what has to be subtracted from it before because keys are stored with 128 added.
+#[inline(always)]
+pub fn quantize_query(
+    q: &[f32],
+    form: Form,
+    place: usize,
+    out: &mut [[Quad; TOGETHER]],
+) -> (f32, i32) {
+    let limit = (i32::MAX / 127 / q.len() as i32).min(QUERY_MAX) as f32;
+    let inverse = limit / absmax(q).max(super::norm::MIN_ABSMAX);
+    let mut sum = 0_i32;
+    for (q, out) in q.chunks(LANES).zip(out.chunks_mut(LANES / 4)) {
+        let mut numbers = [0; LANES];
+        for (number, x) in numbers.iter_mut().zip(q) {
+            *number = round(bounded(x * inverse, limit));
+        }
+        sum = numbers.iter().fold(sum, |sum, number| sum.wrapping_add(*number));
+        // The lower byte is signed here, so the upper one is what is nearest.
+        let (upper, lower) = (numbers.map(|n| ((n + 128) >> 8) as u8), numbers.map(|n| n as u8));
+        for (i, out) in out.iter_mut().enumerate() {
+            out[place] = match form {
+                Form::Bytes => [upper.as_chunks().0[i], lower.as_chunks().0[i]],
+                Form::Pairs => pairs(numbers.as_chunks().0[i]),
+            };
         }
     }
+    (1.0 / (inverse * (q.len() as f32).sqrt()), sum.wrapping_mul(128))
 }
 
-/// The products of all queries with a block of keys, `[head_dim, BLOCK]`; a query's scores are `stride` after the last one's.
+/// `x` within ± `limit`, which NaN becomes.
 #[inline(always)]
-fn score_all(q: &[f32], keys: &[f32], stride: usize, scores: &mut [f32]) {
-    let dim = keys.len() / BLOCK;
-    let whole = q.chunks_exact(TOGETHER * dim);
-    let (rest, done) = (whole.remainder(), q.len() / (TOGETHER * dim) * TOGETHER);
-    for (i, q) in whole.enumerate() {
-        score::<TOGETHER>(q, keys, stride, &mut scores[i * TOGETHER * stride..]);
-    }
-    for (i, q) in rest.chunks_exact(dim).enumerate() {
-        score::<1>(q, keys, stride, &mut scores[(done + i) * stride..]);
-    }
+fn bounded(x: f32, limit: f32) -> f32 {
+    let x = if x > -limit { x } else { -limit };
+    if x < limit { x } else { limit }
+}
+
+/// The nearest integer to a number of at most 22 bits, ties to even.
+#[inline(always)]
+fn round(x: f32) -> i32 {
+    (x + ROUND).to_bits() as i32 - ROUND.to_bits() as i32
 }
 
 #[inline(always)]
-fn score<const Q: usize>(q: &[f32], keys: &[f32], stride: usize, scores: &mut [f32]) {
-    let keys = keys.as_chunks::<BLOCK>().0;
-    let q: [&[f32]; Q] = std::array::from_fn(|n| &q[n * keys.len()..][..keys.len()]);
-    let mut sums = [[0.0; BLOCK]; Q];
-    for (i, key) in keys.iter().enumerate() {
-        for n in 0..Q {
-            for lane in 0..BLOCK {
-                sums[n][lane] += q[n][i] * key[lane];
+fn pairs([a, b, c, d]: [i32; 4]) -> Quad {
+    let pair = |low: i32, high: i32| (low as u32 & 0xffff | (high as u32) << 16).to_le_bytes();
+    [pair(a, c), pair(b, d)]
+}
+
+/// The products of packed queries, `[groups, dim]`, with keys, `[blocks, dim, BLOCK]`, to `scores` from column `column` on.
+#[inline(always)]
+pub fn score(q: &[[f32; TOGETHER]], keys: &[f32], column: usize, scores: &mut [Row]) {
+    let (scores, _) = scores.as_chunks_mut::<TOGETHER>();
+    let dim = q.len() / scores.len();
+    for (q, scores) in q.chunks_exact(dim).zip(scores) {
+        for (block, keys) in keys.chunks_exact(dim * BLOCK).enumerate() {
+            let mut sums = [[0.0; BLOCK]; TOGETHER];
+            for (q, key) in q.iter().zip(keys.as_chunks::<BLOCK>().0) {
+                for n in 0..TOGETHER {
+                    for lane in 0..BLOCK {
+                        sums[n][lane] += q[n] * key[lane];
+                    }
+                }
+            }
+            for (scores, sums) in scores.iter_mut().zip(sums) {
+                scores[column + block * BLOCK..][..BLOCK].copy_from_slice(&sums);
             }
         }
     }
-    for (n, sums) in sums.iter().enumerate() {
-        scores[n * stride..][..BLOCK].copy_from_slice(sums);
+}
+
+/// The same of integers: `q` is `[groups, dim / 4]`, `keys` are blocks of `[dim / 4, BLOCK, 4]` with 128 added.
+#[inline(always)]
+pub fn score_int8(q: &[[Quad; TOGETHER]], keys: &[u8], column: usize, dots: &mut [Dots]) {
+    let (dots, _) = dots.as_chunks_mut::<TOGETHER>();
+    let quads = q.len() / dots.len();
+    for (q, dots) in q.chunks_exact(quads).zip(dots) {
+        for (block, keys) in keys.chunks_exact(quads * 4 * BLOCK).enumerate() {
+            let mut sums = [[0_i32; BLOCK]; TOGETHER];
+            for (q, key) in q.iter().zip(keys.as_chunks::<{ 4 * BLOCK }>().0) {
+                for n in 0..TOGETHER {
+                    let q = from_pairs(q[n]);
+                    for lane in 0..BLOCK {
+                        for (i, q) in q.iter().enumerate() {
+                            let product = q * i32::from(key[4 * lane + i]);
+                            sums[n][lane] = sums[n][lane].wrapping_add(product);
+                        }
+                    }
+                }
+            }
+            for (dots, sums) in dots.iter_mut().zip(sums) {
+                dots[column + block * BLOCK..][..BLOCK].copy_from_slice(&sums);
+            }
+        }
     }
 }
 
-/// `out += Σ weight · value` over as many values of the block, `[BLOCK, head_dim]`, as there are weights.
 #[inline(always)]
-fn add_weighted(weights: &[f32], values: &[f32], out: &mut [f32]) {
-    let dim = out.len();
-    let (wide, rest) = out.as_chunks_mut::<{ 4 * LANES }>();
-    let (narrow, rest) = (4 * LANES * wide.len(), rest);
-    for (i, out) in wide.iter_mut().enumerate() {
-        add_weighted_columns(weights, values, dim, 4 * LANES * i, out);
+fn from_pairs(quad: Quad) -> [i32; 4] {
+    let number = |a, b| i32::from(i16::from_le_bytes([a, b]));
+    let [[a, b, c, d], [e, f, g, h]] = quad;
+    [number(a, b), number(e, f), number(c, d), number(g, h)]
+}
+
+/// Turns a query's scores of the first `seen` positions into weights `e^(score - greatest)`, and those of the other positions
+/// in the row, which is whole blocks, into 0. Returns the greatest score and the sum of the weights.
+#[inline(always)]
+pub fn softmax(row: &mut [f32], seen: usize) -> (f32, f32) {
+    row[seen..].fill(f32::NEG_INFINITY);
+    let mut max = [f32::NEG_INFINITY; LANES];
+    for chunk in row.as_chunks::<LANES>().0 {
+        for (max, &x) in max.iter_mut().zip(chunk) {
+            *max = if x > *max { x } else { *max };
+        }
     }
-    let (vectors, rest) = rest.as_chunks_mut::<LANES>();
-    let last = narrow + LANES * vectors.len();
-    for (i, out) in vectors.iter_mut().enumerate() {
-        add_weighted_columns(weights, values, dim, narrow + LANES * i, out);
+    let max = greatest(max);
+    let mut lanes = [0.0; LANES];
+    for chunk in row.as_chunks_mut::<LANES>().0 {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *x = exp(*x - max);
+            *lane += *x;
+        }
     }
-    for (i, out) in rest.iter_mut().enumerate() {
-        add_weighted_columns(weights, values, dim, last + i, std::array::from_mut(out));
+    (max, add_lanes(lanes))
+}
+
+/// The greatest of some numbers, found in pairs: one after the other would each wait for the last.
+#[inline(always)]
+fn greatest(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = if lanes[i + width] > lanes[i] { lanes[i + width] } else { lanes[i] };
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Turns a query's first products with int8 keys into scores; `query` is what [`quantize_query`] returned.
+#[inline(always)]
+pub fn scale_dots(dots: &Dots, query: (f32, i32), scales: &Row, row: &mut [f32]) {
+    let (factor, bias) = query;
+    for ((x, &dot), scale) in row.iter_mut().zip(dots).zip(scales) {
+        *x = dot.wrapping_sub(bias) as f32 * (scale * factor);
+    }
+}
+
+/// Multiplies a query's first weights with the scales of the values and rounds them to integers as kernels read them. Returns what a sum of products has to be multiplied with.
+#[inline(always)]
+pub fn quantize_weights(row: &mut [f32], scales: &Row, form: Form, out: &mut Weights) -> f32 {
+    let mut max = [0.0; LANES];
+    for (x, scales) in row.as_chunks_mut::<LANES>().0.iter_mut().zip(scales.as_chunks::<LANES>().0)
+    {
+        for ((max, x), scale) in max.iter_mut().zip(x).zip(scales) {
+            *x *= scale;
+            *max = if *x > *max { *x } else { *max };
+        }
+    }
+    let max = greatest(max).max(1e-30);
+    let factor = WEIGHT_MAX as f32 / max;
+    let [first, second] = out;
+    match form {
+        Form::Bytes => {
+            for ((x, upper), lower) in row.iter().zip(first).zip(second) {
+                let number = round(bounded(x * factor, WEIGHT_MAX as f32));
+                (*upper, *lower) = ((number >> 8) as u8, number as u8);
+            }
+        }
+        Form::Pairs => {
+            let quads = first.as_chunks_mut::<4>().0.iter_mut().zip(second.as_chunks_mut::<4>().0);
+            for (x, (first, second)) in row.as_chunks::<4>().0.iter().zip(quads) {
+                let numbers = x.map(|x| round(bounded(x * factor, WEIGHT_MAX as f32)));
+                [*first, *second] = pairs(numbers);
+            }
+        }
+    }
+    max / WEIGHT_MAX as f32
+}
+
+/// `out += Σ weight · value` over the values, `[positions, dim]` with rows `stride` apart, with the weights from `column` on;
+/// `out` is `[weights.len(), dim]`.
+#[inline(always)]
+pub fn weigh(weights: &[Row], column: usize, values: &[f32], stride: usize, out: &mut [f32]) {
+    let dim = out.len() / weights.len();
+    for (weights, out) in weights.iter().zip(out.chunks_exact_mut(dim)) {
+        let (weights, mut first) = (&weights[column..], 0);
+        let (wide, rest) = out.as_chunks_mut::<{ 4 * LANES }>();
+        for out in wide {
+            weigh_columns(weights, values, stride, first, out);
+            first += out.len();
+        }
+        let (vectors, rest) = rest.as_chunks_mut::<LANES>();
+        for out in vectors {
+            weigh_columns(weights, values, stride, first, out);
+            first += out.len();
+        }
+        for out in rest {
+            weigh_columns(weights, values, stride, first, std::array::from_mut(out));
+            first += 1;
+        }
     }
 }
 
 #[inline(always)]
-fn add_weighted_columns<const N: usize>(
+fn weigh_columns<const N: usize>(
     weights: &[f32],
     values: &[f32],
-    dim: usize,
+    stride: usize,
     column: usize,
     out: &mut [f32; N],
 ) {
     let mut sums = *out;
-    for (weight, values) in weights.iter().zip(values.chunks_exact(dim)) {
+    for (weight, values) in weights.iter().zip(values.chunks_exact(stride)) {
         let values: &[f32; N] = values[column..].first_chunk().expect("columns lie within the row");
         for (sum, value) in sums.iter_mut().zip(values) {
             *sum += weight * value;
@@ -127,80 +293,81 @@ fn add_weighted_columns<const N: usize>(
     *out = sums;
 }
 
-/// Turns the first `len` scores, times `scale`, into weights that add up to 1; the others, if any, become 0.
+/// `out = Σ weight · value` of integers over the first `positions` positions of some pages of values, blocks of
+/// `[PAGE / 4, BLOCK, 4]` each; `out` is `[weights.len(), dim]`.
 #[inline(always)]
-fn softmax(scores: &mut [f32], len: usize, scale: f32) {
-    scores[len..].fill(f32::NEG_INFINITY);
-    let mut max = [f32::NEG_INFINITY; LANES];
-    for chunk in scores.as_chunks_mut::<LANES>().0 {
-        for (max, x) in max.iter_mut().zip(chunk) {
-            *x *= scale;
-            *max = if *x > *max { *x } else { *max };
-        }
-    }
-    let max = max.iter().fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-    let mut lanes = [0.0; LANES];
-    for chunk in scores.as_chunks_mut::<LANES>().0 {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *x = exp(*x - max);
-            *lane += *x;
-        }
-    }
-    let factor = 1.0 / add_lanes(lanes);
-    scores.iter_mut().for_each(|x| *x *= factor);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kv::{KvShape, KvType};
-
-    /// Attention by definition, in f64.
-    fn exact(q: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>]) -> Vec<f64> {
-        let score = |k: &Vec<f32>| {
-            q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum::<f64>()
-                / (q.len() as f64).sqrt()
-        };
-        let weights: Vec<f64> = keys.iter().map(|k| score(k).exp()).collect();
-        let total: f64 = weights.iter().sum();
-        (0..q.len())
-            .map(|i| values.iter().zip(&weights).map(|(v, w)| f64::from(v[i]) * w / total).sum())
-            .collect()
-    }
-
-    #[test]
-    fn agrees_with_the_definition_over_scattered_pages() {
-        let dim = 20;
-        let mut seed = 1u32;
-        let mut random = || {
-            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (seed >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        for (len, tokens) in [(1, 1), (1, 3), (2, 1), (PAGE - 1, 5), (PAGE, 1), (2 * PAGE + 3, 2)] {
-            let mut kv =
-                KvLayer::new(KvShape { pages: 4, kv_heads: 2, head_dim: dim, dtype: KvType::F32 });
-            let table = [3, 0, 2];
-            let (mut keys, mut values) = (vec![], vec![]);
-            for position in 0..len + tokens - 1 {
-                let k: Vec<f32> = (0..2 * dim).map(|_| random()).collect();
-                let v: Vec<f32> = (0..2 * dim).map(|_| random()).collect();
-                kv.store(table[position / PAGE] as usize * PAGE + position % PAGE, &k, &v);
-                keys.push(k[dim..].to_vec());
-                values.push(v[dim..].to_vec());
-            }
-            let q: Vec<f32> = (0..tokens * 3 * dim).map(|_| 3.0 * random()).collect();
-            let mut out = vec![0.0; q.len()];
-            let context = Context { pages: &table, len, tokens };
-            attend(&kv, 1, context, &q, &mut Vec::new(), &mut out);
-            for (query, (q, out)) in q.chunks(dim).zip(out.chunks(dim)).enumerate() {
-                let seen = len + query / 3;
-                for (out, exact) in out.iter().zip(exact(q, &keys[..seen], &values[..seen])) {
-                    assert!(
-                        (f64::from(*out) - exact).abs() < 1e-5,
-                        "query {query} after {len} positions: {out} against {exact}"
-                    );
+pub fn weigh_int8(weights: &[Weights], pages: &[&[u8]], positions: usize, out: &mut [i32]) {
+    let dim = out.len() / weights.len();
+    for (weights, out) in weights.iter().zip(out.chunks_exact_mut(dim)) {
+        for (block, out) in out.chunks_exact_mut(BLOCK).enumerate() {
+            let quads = weights[0].as_chunks::<4>().0.iter().zip(weights[1].as_chunks::<4>().0);
+            let blocks = pages.iter().map(|page| &page[block * BLOCK * PAGE..][..BLOCK * PAGE]);
+            let values = blocks.flat_map(|block| block.as_chunks::<{ 4 * BLOCK }>().0);
+            out.fill(0);
+            for ((&first, &second), values) in quads.zip(values).take(positions.div_ceil(4)) {
+                let weights = from_pairs([first, second]);
+                for (out, value) in out.iter_mut().zip(values.as_chunks::<4>().0) {
+                    for (weight, &value) in weights.iter().zip(value) {
+                        *out += weight * i32::from(value as i8);
+                    }
                 }
             }
         }
     }
+}
+
+/// `y = sum · scale`.
+#[inline(always)]
+pub fn scale_sums(sums: &[i32], scale: f32, y: &mut [f32]) {
+    for (y, &sum) in y.iter_mut().zip(sums) {
+        *y = sum as f32 * scale;
+    }
+}
+
+/// What some queries got from a chunk, or from all chunks up to one.
+#[derive(Clone, Debug, Default)]
+pub struct Partials {
+    /// The greatest score of each query.
+    pub max: Vec<f32>,
+    /// The sum of each query's weights.
+    pub sum: Vec<f32>,
+    /// The sums of weighted values, `[queries, head_dim]`.
+    pub vectors: Vec<f32>,
+}
+
+impl Partials {
+    /// Makes room for some queries with `head_dim` elements each; the sums begin with 0.
+    pub fn clear(&mut self, queries: usize, dim: usize) {
+        for (numbers, len) in
+            [(&mut self.max, queries), (&mut self.sum, queries), (&mut self.vectors, queries * dim)]
+        {
+            numbers.clear();
+            numbers.resize(len, 0.0);
+        }
+    }
+}
+
+/// Adds what the first `into.sum.len()` queries got from the next chunk to what they got from those before.
+#[inline(always)]
+pub fn fold(into: &mut Partials, next: &Partials) {
+    let dim = into.vectors.len() / into.sum.len();
+    let vectors = into.vectors.chunks_exact_mut(dim).zip(next.vectors.chunks_exact(dim));
+    for (query, (sums, added)) in vectors.enumerate() {
+        let (old, new) = (into.max[query], next.max[query]);
+        let max = if new > old { new } else { old };
+        let (old, new) = (exp(old - max), exp(new - max));
+        into.max[query] = max;
+        into.sum[query] = into.sum[query] * old + next.sum[query] * new;
+        for (sum, added) in sums.iter_mut().zip(added) {
+            *sum = *sum * old + *added * new;
+        }
+    }
+}
+
+/// The result of one query once all its chunks are folded.
+#[inline(always)]
+pub fn finish(partials: &Partials, query: usize, out: &mut [f32]) {
+    let factor = 1.0 / partials.sum[query];
+    let vector = &partials.vectors[query * out.len()..][..out.len()];
+    out.iter_mut().zip(vector).for_each(|(out, x)| *out = x * factor);
 }

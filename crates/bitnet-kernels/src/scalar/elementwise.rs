@@ -65,6 +65,14 @@ pub fn add(x: &[f32], y: &mut [f32]) {
     }
 }
 
+/// `y *= x`.
+#[inline(always)]
+pub fn multiply(y: &mut [f32], x: &[f32]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y *= x;
+    }
+}
+
 /// `gate = f(gate) · up`.
 #[inline(always)]
 pub fn gate(activation: Activation, up: &[f32], gate: &mut [f32]) {

@@ -8,6 +8,7 @@ pub mod attention;
 pub mod elementwise;
 pub mod head;
 pub mod int8;
+pub mod kv;
 pub mod norm;
 pub mod rope;
 pub mod ternary;

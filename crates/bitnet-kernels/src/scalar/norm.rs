@@ -6,7 +6,7 @@ use super::{LANES, dot};
 pub const MIN_ABSMAX: f32 = 1e-5;
 
 /// Adding this to a float below 2^22 in magnitude leaves the nearest integer, ties to even, in the low bits of its representation.
-const ROUND: f32 = 1.5 * (1 << 23) as f32;
+pub(super) const ROUND: f32 = 1.5 * (1 << 23) as f32;
 
 /// `1 / sqrt(mean(x²) + eps)`, `eps` in units of x².
 #[inline(always)]
@@ -29,21 +29,27 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
 /// Quantizes a row to int8: `q = round_half_even(x · s)` with `s = 127 / max(|x|, 1e-5)`. Returns `s` and `Σ q`.
 ///
 /// `q` may be longer than `x`; the rest is padding and is left alone. `|q| ≤ 127`, even for input that is not finite.
-#[expect(clippy::manual_clamp, reason = "`clamp` lets NaN through")]
 #[inline(always)]
 pub fn quantize(x: &[f32], q: &mut [i8]) -> (f32, i32) {
     let scale = 127.0 / absmax(x).max(MIN_ABSMAX);
     let mut sum = 0;
     for (q, &x) in q[..x.len()].iter_mut().zip(x) {
-        let bounded = (x * scale).max(-127.0).min(127.0);
-        *q = (bounded + ROUND).to_bits() as i8;
+        *q = to_int8(x * scale);
         sum += i32::from(*q);
     }
     (scale, sum)
 }
 
+/// The nearest integer in -127..=127, ties to even.
+#[expect(clippy::manual_clamp, reason = "`clamp` lets NaN through")]
 #[inline(always)]
-fn absmax(x: &[f32]) -> f32 {
+pub(super) fn to_int8(x: f32) -> i8 {
+    (x.max(-127.0).min(127.0) + ROUND).to_bits() as i8
+}
+
+/// The greatest magnitude.
+#[inline(always)]
+pub(super) fn absmax(x: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (whole, rest) = x.as_chunks::<LANES>();
     for x in whole {

@@ -193,7 +193,7 @@ fn product_steps(
     let (rows, cols) = config.shape;
     let x = activations(batch, cols);
     let neutral = weights(rows, cols);
-    let forms = [Packing::TwoBits, Packing::FiveTrits].map(|p| PackedTernary::pack(&neutral, p));
+    let forms = [Packing::TwoBits, Packing::FiveTrits].map(|p| PackedTernary::pack_as(p, &neutral));
     let copies = (machine.probe_bytes() / forms[1].bytes().max(1)).clamp(1, 4096);
     let (neutral, forms) = (vec![neutral; copies], forms.map(|form| vec![form; copies]));
     let mut steps = Steps::new(7, progress);

@@ -1,7 +1,7 @@
 //! What one token reads from memory, and how many products it takes. All figures of the benchmark that count bytes come from
 //! here: a new form of weights, head or cache changes one line.
 
-use bitnet_kernels::cpu::packed::{PANEL_ROWS, Packing};
+use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_model::config::ArchConfig;
@@ -27,14 +27,27 @@ pub struct TokenBytes {
     pub context: f64,
 }
 
+/// How weights, keys and values lie in memory.
+struct Forms {
+    packing: Packing,
+    head: HeadType,
+    /// Bytes of keys and values of one token.
+    kv_bytes: usize,
+}
+
 impl TokenBytes {
     /// Of a loaded model, with `context` earlier tokens on average.
     pub fn new(model: &BitNetModel, context: f64) -> Self {
         let info = model.info();
-        Self::of_parts(model.config(), &info.bytes, info.head, info.kv_bytes_per_token, context)
+        let forms = Forms {
+            packing: info.packing.packing,
+            head: info.head,
+            kv_bytes: info.kv_bytes_per_token,
+        };
+        Self::of_parts(model.config(), &info.bytes, forms, context)
     }
 
-    /// Of a model that need not be loaded.
+    /// Of a model that need not be loaded, with two bits a weight.
     pub fn of_checkpoint(
         checkpoint: &Checkpoint,
         kv_dtype: KvType,
@@ -42,16 +55,11 @@ impl TokenBytes {
         context: f64,
     ) -> Self {
         let (config, (_, parts)) = (checkpoint.config(), info::tensors(checkpoint));
-        Self::of_parts(config, &parts, head, page_bytes(config, kv_dtype) / PAGE, context)
+        let kv_bytes = page_bytes(config, kv_dtype) / PAGE;
+        Self::of_parts(config, &parts, Forms { packing: Packing::TwoBits, head, kv_bytes }, context)
     }
 
-    fn of_parts(
-        config: &ArchConfig,
-        parts: &PartBytes,
-        head: HeadType,
-        kv_bytes: usize,
-        context: f64,
-    ) -> Self {
+    fn of_parts(config: &ArchConfig, parts: &PartBytes, forms: Forms, context: f64) -> Self {
         let stored = match config.tie_word_embeddings {
             true => parts.embedding,
             false => parts.head,
@@ -60,12 +68,12 @@ impl TokenBytes {
         Self {
             ternary: linears(config)
                 .iter()
-                .map(|&(rows, cols)| packed_bytes(rows, cols, PACKING))
+                .map(|&(rows, cols)| forms.packing.matrix_bytes(rows, cols) as u64)
                 .sum::<u64>()
                 * config.num_hidden_layers as u64,
-            head: head.bytes(config.vocab_size, config.hidden_size, stored),
+            head: forms.head.bytes(config.vocab_size, config.hidden_size, stored),
             other: 4 * norm_weights(config) + embedding_row,
-            kv: (kv_bytes as f64 * context) as u64,
+            kv: (forms.kv_bytes as f64 * context) as u64,
             context,
         }
     }
@@ -101,15 +109,6 @@ pub(super) fn linears(config: &ArchConfig) -> [(usize, usize); 7] {
 pub fn ternary_weights(config: &ArchConfig) -> u64 {
     let layer: usize = linears(config).iter().map(|(rows, cols)| rows * cols).sum();
     (layer * config.num_hidden_layers) as u64
-}
-
-/// How the engine packs ternary weights.
-pub(super) const PACKING: Packing = Packing::TwoBits;
-
-/// Bytes of a ternary matrix in memory: whole panels and whole blocks.
-pub(super) fn packed_bytes(rows: usize, cols: usize, packing: Packing) -> u64 {
-    let cols = cols.next_multiple_of(packing.block_cols());
-    (rows.next_multiple_of(PANEL_ROWS) * cols / packing.weights_per_byte()) as u64
 }
 
 fn norm_weights(config: &ArchConfig) -> u64 {

@@ -13,7 +13,6 @@ use bitnet_kernels::cpu::pool::{ThreadPool, items};
 use bitnet_kernels::ternary::{TernaryMatrix, WeightScale, words_per_row};
 use serde::Serialize;
 
-use super::bytes::{PACKING, packed_bytes};
 use super::machine::Machine;
 use super::probes::{Bracket, ProbeSummary, Probes};
 use super::report::{Limit, Rate};
@@ -230,7 +229,7 @@ pub fn run(
     let machine = Machine::detect();
     let (isas, not_available) = levels(&config.simd_levels);
     let packings = match config.packings.is_empty() {
-        true => vec![PACKING],
+        true => Packing::ALL.to_vec(),
         false => config.packings.clone(),
     };
     let kernels = isas.len() * config.threads.len() * packings.len();
@@ -250,9 +249,9 @@ pub fn run(
         }
         let mut found: Vec<Vec<KernelLine>> = naives.into_iter().map(|naive| vec![naive]).collect();
         for &packing in &packings {
-            let bytes = packed_bytes(rows, cols, packing);
+            let bytes = packing.matrix_bytes(rows, cols) as u64;
             let copies = (machine.probe_bytes() as u64 / bytes).clamp(1, 4096);
-            let packed = vec![PackedTernary::pack(&neutral, packing); copies as usize];
+            let packed = vec![PackedTernary::pack_as(packing, &neutral); copies as usize];
             for ((x, expected), lines) in cases.iter().zip(&mut found) {
                 let (batch, slowest) = (x.rows(), lines[0].milliseconds.median);
                 for (&isa, &threads) in
@@ -500,7 +499,7 @@ mod tests {
         let (w, x) = (weights(32, 64), activations(1, 64));
         let (_, mut expected) = naive(&w, &x, 1);
         expected[5] += 1;
-        let packed = [PackedTernary::pack(&w, PACKING)];
+        let packed = [PackedTernary::pack_as(Packing::TwoBits, &w)];
         let isa = Isa::best();
         let case = Kernel { isa, threads: 1, packed: &packed, x: &x, expected: &expected };
         let machine = Machine::detect();

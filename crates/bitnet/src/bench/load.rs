@@ -3,12 +3,12 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use bitnet_kernels::cpu::packed::PackedTernary;
+use bitnet_kernels::cpu::packed::{PackedTernary, Packing};
 use bitnet_model::config::ArchConfig;
 use bitnet_model::format::Checkpoint;
 use serde::Serialize;
 
-use super::bytes::{PACKING, linears, packed_bytes};
+use super::bytes::linears;
 use super::drive;
 use super::machine::Machine;
 use super::report::Rate;
@@ -80,9 +80,10 @@ pub fn run(
     let mut steps = Steps::new(threads.len() * (iterations + 1), progress);
     let checkpoint = open().checkpoint()?;
     let config = checkpoint.config();
-    let layer: u64 =
-        linears(config).iter().map(|&(rows, cols)| packed_bytes(rows, cols, PACKING)).sum();
-    let packed_bytes = layer * config.num_hidden_layers as u64;
+    let packing = model.packing.unwrap_or_default();
+    let layer: usize =
+        linears(config).iter().map(|&(rows, cols)| packing.matrix_bytes(rows, cols)).sum();
+    let packed_bytes = layer as u64 * config.num_hidden_layers as u64;
     let file_bytes = checkpoint.size_bytes();
     let (mut lines, mut name) = (Vec::new(), String::new());
     for &threads in threads {
@@ -100,7 +101,7 @@ pub fn run(
             name.clone_from(&model.info().name);
         }
         steps.next(format!("{threads} threads: rearranging weights"));
-        let repack = repack(&checkpoint, threads)?;
+        let repack = repack(&checkpoint, packing, threads)?;
         let first_seconds = seconds[0];
         if seconds.len() > 1 {
             seconds.remove(0);
@@ -132,7 +133,7 @@ struct Repack {
 }
 
 /// Decodes and packs every ternary matrix with `threads` threads, and keeps none.
-fn repack(checkpoint: &Checkpoint, threads: usize) -> Result<Repack, Error> {
+fn repack(checkpoint: &Checkpoint, packing: Packing, threads: usize) -> Result<Repack, Error> {
     const NAMES: [&str; 7] = [
         "self_attn.q_proj",
         "self_attn.k_proj",
@@ -157,7 +158,7 @@ fn repack(checkpoint: &Checkpoint, threads: usize) -> Result<Repack, Error> {
             let name = format!("model.layers.{layer}.{}", NAMES[linear]);
             let matrix = checkpoint.ternary(&name, rows, cols)?;
             let decoded = begin.elapsed();
-            std::hint::black_box(PackedTernary::pack(&matrix, PACKING));
+            std::hint::black_box(PackedTernary::pack_as(packing, &matrix));
             decode.fetch_add(decoded.as_nanos() as u64, Ordering::Relaxed);
             pack.fetch_add((begin.elapsed() - decoded).as_nanos() as u64, Ordering::Relaxed);
         }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use bitnet_inference::InferenceConfig;
 use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::head::HeadType;
 
 use super::advice::Advice;
 use super::bytes::{self, TokenBytes};
@@ -243,7 +244,11 @@ fn facts(open: &dyn Fn() -> ModelBuilder, model: &BitNetModel) -> Result<ModelFa
         false => "lm_head.weight",
     };
     let head = checkpoint.tensors().find(|tensor| tensor.name == head);
-    let head_dtype = head.map_or_else(String::new, |tensor| tensor.encoding.to_owned());
+    let stored = head.map_or_else(String::new, |tensor| tensor.encoding.to_owned());
+    let head_dtype = match model.info().head {
+        HeadType::File => stored,
+        form => form.to_string(),
+    };
     let sha256 = match model.info().path {
         Some(_) => source::of_files(checkpoint.files()),
         #[cfg(feature = "demo-model")]

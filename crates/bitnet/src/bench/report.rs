@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::advice::Advice;
-use super::bytes::{self, TokenBytes};
+use super::bytes::TokenBytes;
 use super::machine::Machine;
 use super::probes::{Bracket, CaseProbes, ProbeSummary};
 use super::source::Build;
@@ -79,9 +79,9 @@ impl ModelFacts {
             encodings: info.encodings.keys().map(|&name| name.to_owned()).collect(),
             bytes: info.bytes.total(),
             ternary_weights,
-            ternary_form: bytes::PACKING.name().to_owned(),
+            ternary_form: info.packing.packing.name().to_owned(),
             head_dtype,
-            kv_dtype: format!("{:?}", info.kv_dtype).to_lowercase(),
+            kv_dtype: info.kv_dtype.name().to_owned(),
             context_length: info.context_length,
         }
     }

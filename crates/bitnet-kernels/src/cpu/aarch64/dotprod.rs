@@ -3,7 +3,8 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{LANES, NeonDotprod, QUARTERS, Strips, load_activations, store};
+use super::{LANES, NeonDotprod, QUARTERS, Strips, five_trits, load_activations, splat, store};
+use crate::cpu::packed::Packing;
 use crate::cpu::product::{Out, Tile, TileKernel, Tokens};
 
 impl TileKernel for NeonDotprod {
@@ -24,11 +25,15 @@ impl TileKernel for NeonDotprod {
 #[target_feature(enable = "neon,dotprod")]
 fn run(tile: &Tile<'_>, mut out: Out<'_>) {
     let (strips, x, sums) = (Strips::of(tile, 0), tile.x, tile.sums);
-    match tile.sums.len() {
-        1 => one(strips, x, sums[0], &mut out),
-        2 => many::<2>(strips, x, sums, &mut out),
-        3 => many::<3>(strips, x, sums, &mut out),
-        _ => many::<4>(strips, x, sums, &mut out),
+    match (tile.packing, tile.sums.len()) {
+        (Packing::TwoBits, 1) => one(strips, x, sums[0], &mut out),
+        (Packing::TwoBits, 2) => many::<2>(strips, x, sums, &mut out),
+        (Packing::TwoBits, 3) => many::<3>(strips, x, sums, &mut out),
+        (Packing::TwoBits, _) => many::<4>(strips, x, sums, &mut out),
+        (Packing::FiveTrits, 1) => many_of_five_trits::<1>(strips, x, sums, &mut out),
+        (Packing::FiveTrits, 2) => many_of_five_trits::<2>(strips, x, sums, &mut out),
+        (Packing::FiveTrits, 3) => many_of_five_trits::<3>(strips, x, sums, &mut out),
+        (Packing::FiveTrits, _) => many_of_five_trits::<4>(strips, x, sums, &mut out),
     }
 }
 
@@ -61,7 +66,7 @@ pub(super) fn sdot<const LANE: u8>(
 #[target_feature(enable = "neon,dotprod")]
 fn one(strips: Strips<'_, QUARTERS>, x: Tokens<'_>, sum: i32, out: &mut Out<'_>) {
     let mut acc = [[vdupq_n_s32(0); 3]; QUARTERS];
-    let tokens = &x.blocks(0)[..strips.blocks.len()];
+    let tokens = &x.blocks::<4>(0)[..strips.blocks.len()];
     for b in 0..tokens.len() {
         let q = load_activations(&tokens[b]);
         let codes = strips.load(b);
@@ -94,7 +99,7 @@ fn many<const N: usize>(
     let mut acc = [[vdupq_n_s32(0); N]; QUARTERS];
     let mut tokens = [&[][..]; N];
     for t in 0..N {
-        tokens[t] = &x.blocks(t)[..blocks];
+        tokens[t] = &x.blocks::<4>(t)[..blocks];
     }
     for b in 0..blocks {
         let codes = strips.load(b);
@@ -110,6 +115,45 @@ fn many<const N: usize>(
             for t in 0..N {
                 let sum = sdot::<1>(sdot::<0>(acc[v][t], first, q[t]), second, q[t]);
                 acc[v][t] = sdot::<3>(sdot::<2>(sum, third, q[t]), fourth, q[t]);
+            }
+        }
+    }
+    for v in 0..QUARTERS {
+        for t in 0..N {
+            let lanes: &mut [i32; LANES] = out.lanes(t, strips.row(v));
+            store(lanes, vsubq_s32(acc[v][t], vdupq_n_s32(sums[t])));
+        }
+    }
+}
+
+/// As `many`, with weights of five trits a byte.
+#[target_feature(enable = "neon,dotprod")]
+fn many_of_five_trits<const N: usize>(
+    strips: Strips<'_, QUARTERS>,
+    x: Tokens<'_>,
+    sums: &[i32],
+    out: &mut Out<'_>,
+) {
+    let blocks = strips.blocks.len();
+    let mut acc = [[vdupq_n_s32(0); N]; QUARTERS];
+    let mut tokens = [&[][..]; N];
+    for t in 0..N {
+        tokens[t] = &x.blocks::<5>(t)[..blocks];
+    }
+    for b in 0..blocks {
+        let codes = strips.load(b);
+        let mut q = [[vdupq_n_s8(0); 2]; N];
+        for t in 0..N {
+            let (first, last) = tokens[t][b].split_first_chunk().expect("five are more than four");
+            q[t] = [load_activations(first), splat(last[0])];
+        }
+        for v in 0..QUARTERS {
+            let digits = five_trits(codes[v]);
+            for t in 0..N {
+                let [first, last] = q[t];
+                let sum = sdot::<1>(sdot::<0>(acc[v][t], digits[0], first), digits[1], first);
+                let sum = sdot::<3>(sdot::<2>(sum, digits[2], first), digits[3], first);
+                acc[v][t] = sdot::<0>(sum, digits[4], last);
             }
         }
     }

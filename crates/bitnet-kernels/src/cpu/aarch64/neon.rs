@@ -2,12 +2,13 @@
 
 use std::arch::aarch64::*;
 
-use super::{LANES, Neon, QUARTERS, Strips, load_activations, store};
+use super::{LANES, Neon, QUARTERS, Strips, five_trits, load_activations, splat, store};
+use crate::cpu::packed::Packing;
 use crate::cpu::product::{Out, Tile, TileKernel, Tokens};
 
-/// A code is at most 2 and an activation at most 127 in size, so a 16-bit lane grows by at most 4 · 254 with a block,
-/// and 32 blocks reach 32512.
-const BLOCKS_PER_FLUSH: usize = 32;
+/// A code is at most 2 and an activation at most 127 in size, so 128 products reach 32512 and fit in a 16-bit lane: 32
+/// blocks of four products, or 25 of five.
+const PRODUCTS_PER_FLUSH: usize = 128;
 
 impl TileKernel for Neon {
     const PANELS: usize = 1;
@@ -29,44 +30,51 @@ fn run(tile: &Tile<'_>, mut out: Out<'_>) {
     // Two quarters by four tokens: 16 of 32 registers for sums.
     for first in (0..QUARTERS).step_by(2) {
         let (strips, x, sums) = (Strips::<2>::of(tile, first), tile.x, tile.sums);
-        match tile.sums.len() {
-            1 => products::<2, 1>(strips, x, sums, &mut out),
-            2 => products::<2, 2>(strips, x, sums, &mut out),
-            3 => products::<2, 3>(strips, x, sums, &mut out),
-            _ => products::<2, 4>(strips, x, sums, &mut out),
+        match tile.packing {
+            Packing::TwoBits => match tile.sums.len() {
+                1 => products::<4, 2, 1>(strips, x, sums, &mut out),
+                2 => products::<4, 2, 2>(strips, x, sums, &mut out),
+                3 => products::<4, 2, 3>(strips, x, sums, &mut out),
+                _ => products::<4, 2, 4>(strips, x, sums, &mut out),
+            },
+            Packing::FiveTrits => match tile.sums.len() {
+                1 => products::<5, 2, 1>(strips, x, sums, &mut out),
+                2 => products::<5, 2, 2>(strips, x, sums, &mut out),
+                3 => products::<5, 2, 3>(strips, x, sums, &mut out),
+                _ => products::<5, 2, 4>(strips, x, sums, &mut out),
+            },
         }
     }
 }
 
 #[target_feature(enable = "neon")]
-fn products<const V: usize, const N: usize>(
+fn products<const QUADS: usize, const V: usize, const N: usize>(
     strips: Strips<'_, V>,
     x: Tokens<'_>,
     sums: &[i32],
     out: &mut Out<'_>,
 ) {
-    let blocks = strips.blocks.len();
+    let (blocks, blocks_per_flush) = (strips.blocks.len(), PRODUCTS_PER_FLUSH / QUADS);
     let mut acc = [[vdupq_n_s32(0); N]; V];
     let mut tokens = [&[][..]; N];
     for t in 0..N {
-        tokens[t] = &x.blocks(t)[..blocks];
+        tokens[t] = &x.blocks::<QUADS>(t)[..blocks];
     }
-    for first in (0..blocks).step_by(BLOCKS_PER_FLUSH) {
+    for first in (0..blocks).step_by(blocks_per_flush) {
         let mut narrow = [[[vdupq_n_s16(0); 2]; N]; V];
-        for b in first..blocks.min(first + BLOCKS_PER_FLUSH) {
-            let mut codes = strips.load(b);
-            for j in 0..4 {
-                let mut fields = [vdupq_n_s8(0); V];
-                for v in 0..V {
-                    fields[v] = vreinterpretq_s8_u8(vandq_u8(codes[v], vdupq_n_u8(3)));
-                    codes[v] = vshrq_n_u8::<2>(codes[v]);
-                }
+        for b in first..blocks.min(first + blocks_per_flush) {
+            let packed = strips.load(b);
+            let mut codes = [[vdupq_n_s8(0); QUADS]; V];
+            for v in 0..V {
+                codes[v] = unpack(packed[v]);
+            }
+            for j in 0..QUADS {
                 for t in 0..N {
                     let q = splat(tokens[t][b][j]);
                     for v in 0..V {
                         let [low, high] = narrow[v][t];
-                        let low = vmlal_s8(low, vget_low_s8(fields[v]), vget_low_s8(q));
-                        narrow[v][t] = [low, vmlal_high_s8(high, fields[v], q)];
+                        let low = vmlal_s8(low, vget_low_s8(codes[v][j]), vget_low_s8(q));
+                        narrow[v][t] = [low, vmlal_high_s8(high, codes[v][j], q)];
                     }
                 }
             }
@@ -87,11 +95,24 @@ fn products<const V: usize, const N: usize>(
     }
 }
 
-/// Four activations in each 32-bit lane.
+/// The codes in a vector by group of four columns: two bits each if there are four groups, five trits a byte if five.
 #[target_feature(enable = "neon")]
 #[inline]
-fn splat(quad: [i8; 4]) -> int8x16_t {
-    vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes(quad.map(|q| q as u8))))
+fn unpack<const QUADS: usize>(x: uint8x16_t) -> [int8x16_t; QUADS] {
+    let mask = vdupq_n_u8(3);
+    let mut codes = [vdupq_n_s8(0); QUADS];
+    if QUADS == 5 {
+        for (codes, digits) in codes.iter_mut().zip(five_trits(x)) {
+            *codes = vreinterpretq_s8_u8(digits);
+        }
+    } else {
+        let middle = [vandq_u8(vshrq_n_u8::<2>(x), mask), vandq_u8(vshrq_n_u8::<4>(x), mask)];
+        let fields = [vandq_u8(x, mask), middle[0], middle[1], vshrq_n_u8::<6>(x)];
+        for (codes, field) in codes.iter_mut().zip(fields) {
+            *codes = vreinterpretq_s8_u8(field);
+        }
+    }
+    codes
 }
 
 /// Runs nothing but `smlal`; see `Isa::spin`.

@@ -24,6 +24,12 @@ pub unsafe trait Split: Sync {
     unsafe fn part(&self, index: usize) -> Self::Part;
 }
 
+/// All parts, for those who hand them out in another way.
+pub fn each<S: Split>(parts: S) -> impl Iterator<Item = S::Part> {
+    // SAFETY: each index occurs once, and is in bounds; `parts` is used up, so nobody else asks for a part.
+    (0..parts.parts()).map(move |index| unsafe { parts.part(index) })
+}
+
 // SAFETY: a number can be used by anyone.
 unsafe impl Split for Range<usize> {
     type Part = usize;

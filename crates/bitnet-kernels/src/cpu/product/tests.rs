@@ -63,7 +63,7 @@ fn check_tokens(
 #[track_caller]
 fn check(matrix: &TernaryMatrix, x: &QuantizedRows) {
     for packing in Packing::ALL {
-        let w = PackedTernary::pack(matrix, packing);
+        let w = PackedTernary::pack_as(packing, matrix);
         let blocks = 0..w.blocks_per_panel();
         let expected = expected(matrix, x, blocks.clone(), packing);
         check_tokens(&w, x, &blocks, 0..x.rows(), &expected);
@@ -75,7 +75,7 @@ fn check_shapes(rows: &[usize], columns: &[usize]) {
         let x = mixed_rows(25, cols);
         for &rows in rows {
             let matrix = mixed_matrix(rows, cols);
-            for w in Packing::ALL.map(|packing| PackedTernary::pack(&matrix, packing)) {
+            for w in Packing::ALL.map(|packing| PackedTernary::pack_as(packing, &matrix)) {
                 let blocks = 0..w.blocks_per_panel();
                 let expected = expected(&matrix, &x, blocks.clone(), w.packing());
                 for tokens in 1..=25 {
@@ -172,7 +172,7 @@ fn all_values_of_a_byte_are_five_trits() {
 #[test]
 fn slices_of_columns_are_exact() {
     let (matrix, x) = (mixed_matrix(48, 1000), mixed_rows(14, 1000));
-    for w in Packing::ALL.map(|packing| PackedTernary::pack(&matrix, packing)) {
+    for w in Packing::ALL.map(|packing| PackedTernary::pack_as(packing, &matrix)) {
         let end = w.blocks_per_panel();
         for blocks in [0..0, 0..1, 0..8, 8..16, 3..40, 16..end, end - 1..end, end..end] {
             let expected = expected(&matrix, &x, blocks.clone(), w.packing());
@@ -185,7 +185,7 @@ fn slices_of_columns_are_exact() {
 
 #[test]
 fn some_panels_give_the_same_as_all() {
-    let (w, x) = (PackedTernary::pack(&mixed_matrix(700, 64), Packing::TwoBits), mixed_rows(9, 64));
+    let (w, x) = (PackedTernary::pack(&mixed_matrix(700, 64)), mixed_rows(9, 64));
     for (name, run) in kernels() {
         let mut all = vec![0; 9 * w.panels() * PANEL_ROWS];
         run(&Product::whole(&w, &x), &mut all);
@@ -208,14 +208,14 @@ fn some_panels_give_the_same_as_all() {
 #[test]
 #[should_panic(expected = "the output has a place for each product")]
 fn an_output_of_another_size_is_refused() {
-    let (w, x) = (PackedTernary::pack(&mixed_matrix(16, 16), Packing::TwoBits), mixed_rows(2, 16));
+    let (w, x) = (PackedTernary::pack(&mixed_matrix(16, 16)), mixed_rows(2, 16));
     Product::whole(&w, &x).run(scalar::ternary::Portable, &mut [0; 31]);
 }
 
 #[test]
 #[should_panic(expected = "weights and activations have the same columns")]
 fn activations_of_another_width_are_refused() {
-    let (w, x) = (PackedTernary::pack(&mixed_matrix(16, 16), Packing::TwoBits), mixed_rows(1, 15));
+    let (w, x) = (PackedTernary::pack(&mixed_matrix(16, 16)), mixed_rows(1, 15));
     Product::whole(&w, &x).run(scalar::ternary::Portable, &mut [0; 16]);
 }
 

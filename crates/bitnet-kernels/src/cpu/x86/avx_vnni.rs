@@ -39,11 +39,13 @@ pub(crate) mod evex {
     use super::*;
 
     #[derive(Clone, Copy)]
-    pub(crate) struct Evex256(super::super::Avx512Vnni);
+    pub(crate) struct Evex256 {
+        _proof: super::super::Avx512Vnni,
+    }
 
     impl Evex256 {
         pub fn detect() -> Option<Self> {
-            super::super::Avx512Vnni::detect().map(Self)
+            super::super::Avx512Vnni::detect().map(|_proof| Self { _proof })
         }
     }
 

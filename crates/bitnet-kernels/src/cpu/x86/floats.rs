@@ -5,11 +5,11 @@ use std::ops::Range;
 use crate::cpu::floats::float_operations;
 use crate::cpu::isa::Isa;
 use crate::dense::DenseMatrix;
-use crate::kv::KvLayer;
-use crate::scalar::attention::{self, Context};
+use crate::kv::{KvPart, KvPartMut};
+use crate::scalar::attention::{self, Dots, Form, Partials, Quad, Row, TOGETHER, Weights};
 use crate::scalar::elementwise::{self, Activation};
 use crate::scalar::int8::{self, Split};
-use crate::scalar::{head, norm, rope};
+use crate::scalar::{head, kv, norm, rope};
 
 macro_rules! versions {
     ($version:ident, $features:literal, $($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),*) -> $result:ty = $module:ident;)*) => {

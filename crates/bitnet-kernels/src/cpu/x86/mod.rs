@@ -63,6 +63,7 @@ mod maddubs;
 #[macro_use]
 mod vnni;
 
+pub(super) mod attention;
 mod avx2;
 mod avx512;
 mod avx512_vnni;

@@ -1,0 +1,195 @@
+//! The loops of attention over keys and values, for SSE4.1 to AVX-512 with VNNI.
+//!
+//! They are written once, in `loops`, on names that `v128`, `v256` and `v512` give three widths of vector, and `words` and
+//! `bytes` two ways to multiply int8 with 16-bit numbers.
+
+// This defines macros for the modules below.
+#[macro_use]
+mod loops;
+
+mod v128;
+mod v256;
+mod v512;
+
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+
+use crate::cpu::isa::Isa;
+use crate::scalar::attention::{self as portable, Dots, Form, Quad, Row, TOGETHER, Weights};
+
+mod sse {
+    use super::v128::*;
+
+    float_loops!("sse4.1", 2);
+    words!("sse4.1");
+    int8_loops!("sse4.1", 2);
+}
+
+mod avx {
+    use super::v256::*;
+
+    float_loops!("avx", 2);
+}
+
+mod avx2 {
+    use super::v256::*;
+
+    words!("avx2");
+    int8_loops!("avx2", 2);
+}
+
+mod avx_vnni {
+    use std::arch::x86_64::_mm256_dpbusd_avx_epi32;
+
+    use super::v256::*;
+
+    bytes!("avx2,avxvnni", _mm256_dpbusd_avx_epi32);
+    int8_loops!("avx2,avxvnni", 1);
+}
+
+mod avx512 {
+    use super::v512::*;
+
+    float_loops!("avx512f,avx512bw,avx512vl", 4);
+    words!("avx512f,avx512bw,avx512vl");
+    int8_loops!("avx512f,avx512bw,avx512vl", 2);
+}
+
+mod avx512_vnni {
+    use std::arch::x86_64::_mm512_dpbusd_epi32;
+
+    use super::v512::*;
+
+    bytes!("avx512f,avx512bw,avx512vl,avx512vnni", _mm512_dpbusd_epi32);
+    int8_loops!("avx512f,avx512bw,avx512vl,avx512vnni", 2);
+}
+
+/// Values of a page as floats, rows of `stride` of which the first ones count, and the column of the first one's weights.
+#[derive(Clone, Copy)]
+struct Values<'a> {
+    values: &'a [f32],
+    stride: usize,
+    positions: usize,
+    column: usize,
+}
+
+/// Values of the first `positions` positions of a chunk as int8.
+#[derive(Clone, Copy)]
+struct Int8Values<'a> {
+    pages: &'a [&'a [u8]],
+    ahead: &'a [&'a [u8]],
+    positions: usize,
+}
+
+/// Asks for a line of the second-level cache: more of them may be on their way than to the first.
+#[inline(always)]
+fn prefetch(line: *const u8) {
+    // SAFETY: a prefetch is a hint: it reads nothing and does not fault, whatever the address.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
+}
+
+/// Asks for the first line of each page of memory that `bytes` lie in: within a page the hardware fetches ahead by itself.
+pub fn announce(bytes: &[u8]) {
+    bytes.chunks(4096).for_each(|page| prefetch(page.as_ptr()));
+}
+
+/// How the tier's loops over int8 take 16-bit numbers.
+pub fn form(isa: Isa) -> Form {
+    match isa {
+        Isa::AvxVnni(_) | Isa::Avx512Vnni(_) => Form::Bytes,
+        _ => Form::Pairs,
+    }
+}
+
+/// See [`portable::score`].
+pub fn score(isa: Isa, q: &[[f32; TOGETHER]], keys: &[f32], column: usize, scores: &mut [Row]) {
+    match isa {
+        Isa::Scalar => portable::score(q, keys, column, scores),
+        // SAFETY: this variant exists only where detection found SSE4.1.
+        Isa::Sse41(_) => unsafe { sse::score(q, keys, column, scores) },
+        // SAFETY: these variants exist only where detection found AVX.
+        Isa::Avx(_) | Isa::Avx2(_) | Isa::AvxVnni(_) => unsafe {
+            avx::score(q, keys, column, scores)
+        },
+        // SAFETY: these variants exist only where detection found AVX-512 F, BW and VL.
+        Isa::Avx512(_) | Isa::Avx512Vnni(_) => unsafe { avx512::score(q, keys, column, scores) },
+    }
+}
+
+/// See [`portable::weigh`].
+pub fn weigh(
+    isa: Isa,
+    weights: &[Row],
+    column: usize,
+    values: &[f32],
+    stride: usize,
+    out: &mut [f32],
+) {
+    match isa {
+        Isa::Scalar => portable::weigh(weights, column, values, stride, out),
+        // SAFETY: this variant exists only where detection found SSE4.1.
+        Isa::Sse41(_) => unsafe { sse::weigh(weights, column, values, stride, out) },
+        // SAFETY: these variants exist only where detection found AVX.
+        Isa::Avx(_) | Isa::Avx2(_) | Isa::AvxVnni(_) => unsafe {
+            avx::weigh(weights, column, values, stride, out)
+        },
+        // SAFETY: these variants exist only where detection found AVX-512 F, BW and VL.
+        Isa::Avx512(_) | Isa::Avx512Vnni(_) => unsafe {
+            avx512::weigh(weights, column, values, stride, out)
+        },
+    }
+}
+
+/// See [`portable::score_int8`]; `ahead` are bytes, as many as keys, that will be wanted next.
+pub fn score_int8(
+    isa: Isa,
+    q: &[[Quad; TOGETHER]],
+    keys: &[u8],
+    ahead: &[u8],
+    column: usize,
+    dots: &mut [Dots],
+) {
+    match isa {
+        Isa::Scalar => portable::score_int8(q, keys, column, dots),
+        // SAFETY: these variants exist only where detection found SSE4.1.
+        Isa::Sse41(_) | Isa::Avx(_) => unsafe { sse::score_int8(q, keys, ahead, column, dots) },
+        // SAFETY: this variant exists only where detection found AVX2.
+        Isa::Avx2(_) => unsafe { avx2::score_int8(q, keys, ahead, column, dots) },
+        // SAFETY: this variant exists only where detection found AVX2 and AVX-VNNI.
+        Isa::AvxVnni(_) => unsafe { avx_vnni::score_int8(q, keys, ahead, column, dots) },
+        // SAFETY: this variant exists only where detection found AVX-512 F, BW and VL.
+        Isa::Avx512(_) => unsafe { avx512::score_int8(q, keys, ahead, column, dots) },
+        // SAFETY: this variant exists only where detection found AVX-512 F, BW, VL and VNNI.
+        Isa::Avx512Vnni(_) => unsafe { avx512_vnni::score_int8(q, keys, ahead, column, dots) },
+    }
+}
+
+/// See [`portable::weigh_int8`]; `ahead` are bytes for each page, as many as it has, that will be wanted next.
+pub fn weigh_int8(
+    isa: Isa,
+    weights: &[Weights],
+    pages: &[&[u8]],
+    ahead: &[&[u8]],
+    positions: usize,
+    out: &mut [i32],
+) {
+    match isa {
+        Isa::Scalar => portable::weigh_int8(weights, pages, positions, out),
+        // SAFETY: these variants exist only where detection found SSE4.1.
+        Isa::Sse41(_) | Isa::Avx(_) => unsafe {
+            sse::weigh_int8(weights, pages, ahead, positions, out)
+        },
+        // SAFETY: this variant exists only where detection found AVX2.
+        Isa::Avx2(_) => unsafe { avx2::weigh_int8(weights, pages, ahead, positions, out) },
+        // SAFETY: this variant exists only where detection found AVX2 and AVX-VNNI.
+        Isa::AvxVnni(_) => unsafe { avx_vnni::weigh_int8(weights, pages, ahead, positions, out) },
+        // SAFETY: this variant exists only where detection found AVX-512 F, BW and VL.
+        Isa::Avx512(_) => unsafe { avx512::weigh_int8(weights, pages, ahead, positions, out) },
+        // SAFETY: this variant exists only where detection found AVX-512 F, BW, VL and VNNI.
+        Isa::Avx512Vnni(_) => unsafe {
+            avx512_vnni::weigh_int8(weights, pages, ahead, positions, out)
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;
