@@ -47,7 +47,7 @@ use isa::Isa;
 use packed::{PANEL_ROWS, PackedTernary};
 use packing::{ChosenPacking, PackingChoice};
 use plan::ThreadPlan;
-use pool::{Chain, Either, PoolOptions, Stripe, ThreadPool, chunks, stripes};
+use pool::{Chain, Either, PoolOptions, ThreadPool, chunks, stripes};
 use team::Team;
 
 /// Panels that a thread takes at a time at most: with 2560 columns 160 KB, which stay in its cache while tokens go by.

@@ -7,6 +7,10 @@ mod sync {
 }
 
 #[path = "gate.rs"]
+#[allow(
+    clippy::duplicate_mod,
+    reason = "once with the atomics of loom, once with those of the system"
+)]
 #[allow(dead_code, reason = "the pool uses what this does not")]
 mod gate;
 
