@@ -81,8 +81,8 @@ pub struct ModelConfig {
     pub max_seq_len: usize,
     /// How keys and values are stored.
     pub kv_dtype: KvType,
-    /// How the output head is held. [`HeadType::Int8`] reads half of what f16 would, and changes logits by less than a
-    /// thousandth of their spread; [`HeadType::File`] is the reference.
+    /// How the output head is held. [`HeadType::Int8`] reads half of what f16 would and changes logits by about a hundredth
+    /// of their spread (`docs/kernels.md` has figures); [`HeadType::File`] is the reference.
     pub head: HeadType,
     /// Byte order of I2_S tensors, which GGUF files do not name.
     pub i2s_layout: I2sLayout,

@@ -17,7 +17,7 @@ use bitnet::bench::ablation::AblationConfig;
 use bitnet::bench::kernel::{KernelConfig, parse_shape};
 use bitnet::bench::modes::ModesConfig;
 use bitnet::bench::{self, BenchConfig, BenchProgress, BenchReport, Case};
-use bitnet::{BitNetModel, ModelBuilder, ModelConfig};
+use bitnet::{BitNetModel, HeadType, ModelBuilder, ModelConfig};
 use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::cpu::topology::Topology;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -57,6 +57,9 @@ pub struct BenchmarkArgs {
     /// SIMD levels, as sse,avx,avx2,avx512; those not available here are listed with the reason [default: the best]
     #[arg(long, value_name = "LEVEL,…", value_delimiter = ',')]
     simd_level: Vec<String>,
+    /// How the output head is held: int8, or file (as the model file has it: slower, the reference)
+    #[arg(long, value_name = "FORM", default_value = "int8")]
+    head: HeadType,
     /// Tokens of the prompt; 0 leaves it out [default: 512; with --ablation and --modes 64]
     #[arg(short, long, value_name = "TOKENS", allow_hyphen_values = true)]
     #[arg(value_parser = numbers::whole(0..=MOST_TOKENS))]
@@ -103,7 +106,7 @@ struct Mode {
     #[arg(long, conflicts_with_all = ["simd_level", "prompt_tokens", "max_tokens", "ctx", "batch_sizes", "warmup"])]
     load: bool,
     /// Measure the integer product alone, beside a naive one; needs no model
-    #[arg(long, conflicts_with_all = ["load", "prompt_tokens", "max_tokens", "ctx", "batch_sizes", "warmup"])]
+    #[arg(long, conflicts_with_all = ["load", "head", "prompt_tokens", "max_tokens", "ctx", "batch_sizes", "warmup"])]
     kernel_bench: bool,
     /// Measure what each step from plain code to the engine's brings, for a product and for the model; the last step has the
     /// greatest of --threads
@@ -207,13 +210,18 @@ fn run_model(
         warmup: args.warmup,
     };
     let report =
-        with_bar(console, |progress| bench::run(open, &ModelConfig::default(), &config, progress))?;
+        with_bar(console, |progress| bench::run(open, &model_config(args), &config, progress))?;
     warn(&report, console);
     if let Some(path) = &args.plot {
         output::write(path, &plot::svg(&report)?)?;
     }
     deliver(args, format, &report, &model::document(&report))?;
     verdict(report.is_right())
+}
+
+/// How the model runs, but for what is varied.
+fn model_config(args: &BenchmarkArgs) -> ModelConfig {
+    ModelConfig { head: args.head, ..ModelConfig::default() }
 }
 
 fn run_kernel(
@@ -258,7 +266,7 @@ fn run_ablation(
         model: Some(model),
     };
     let report = with_bar(console, |progress| {
-        bench::ablation::run(open, &ModelConfig::default(), &config, progress)
+        bench::ablation::run(open, &model_config(args), &config, progress)
     })?;
     warn_of_build(&report.build, console);
     deliver(args, format, &report, &ablation::document(&report))?;
@@ -280,7 +288,7 @@ fn run_modes(
         iterations: args.iterations,
     };
     let report = with_bar(console, |progress| {
-        bench::modes::run(open, &ModelConfig::default(), &config, progress)
+        bench::modes::run(open, &model_config(args), &config, progress)
     })?;
     warn_of_build(&report.build, console);
     deliver(args, format, &report, &modes::document(&report))?;
@@ -295,7 +303,7 @@ fn run_load(
     console: &Console,
 ) -> Result<()> {
     let report = with_bar(console, |progress| {
-        bench::load::run(open, &ModelConfig::default(), threads, args.iterations, progress)
+        bench::load::run(open, &model_config(args), threads, args.iterations, progress)
     })?;
     warn_of_build(&report.build, console);
     deliver(args, format, &report, &load::document(&report))

@@ -17,7 +17,7 @@ fn check(args: &[&str], parts: &[&str]) {
 
 #[test]
 fn flags_that_cannot_be_are_refused_with_the_reason() {
-    let table: [(&[&str], &[&str]); 17] = [
+    let table: [(&[&str], &[&str]); 18] = [
         (&[], &["Usage"]),
         (&["fly"], &["unrecognized subcommand", "fly"]),
         (&["run", "-t", "-1", "-p", "x"], &["-1", "--threads", "0 (automatic) to 1024"]),
@@ -40,6 +40,7 @@ fn flags_that_cannot_be_are_refused_with_the_reason() {
         (&["run", "-p", "x", "--device", "tpu"], &["tpu", "auto"]),
         (&["run", "-p", "x", "--simd-level", "mmx"], &["mmx", "avx2", "hint: available here"]),
         (&["run", "-p", "x", "--kv-dtype", "f8"], &["f8", "f16"]),
+        (&["run", "-p", "x", "--head", "int4"], &["int4", "--head", "`int8` and `file`"]),
         (&["run", "-p", "x", "--stop", ""], &["stop", "at least one character"]),
     ];
     table.iter().for_each(|(args, parts)| check(args, parts));

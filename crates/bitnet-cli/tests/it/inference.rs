@@ -82,6 +82,13 @@ fn json_describes_the_whole_run() {
 }
 
 #[test]
+fn the_output_head_has_the_form_asked_for() {
+    let args = ["run", "-p", "Once", "-n", "2", "--temperature", "0", "--json", "-q"];
+    assert_eq!(run(args).json()["head"], "int8");
+    assert_eq!(run(args.into_iter().chain(["--head", "file"])).json()["head"], "file");
+}
+
+#[test]
 fn a_seed_makes_the_same_answer_again() {
     let answer = |seed| {
         let args =

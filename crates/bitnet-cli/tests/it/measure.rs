@@ -36,7 +36,9 @@ fn every_level_is_measured_or_not_available_here() {
     }
     assert!(report["machine"]["processors"].as_u64().unwrap() > 0);
     assert_eq!(report["model"]["sha256"].as_str().unwrap().len(), 64);
-    assert_eq!(report["model"]["head_dtype"], "Q8_0");
+    assert_eq!(report["model"]["head_dtype"], "int8");
+    let stored = run([&QUICK[..], &["-t", "1", "--json", "--head", "file"]].concat()).json();
+    assert_eq!(stored["model"]["head_dtype"], "Q8_0");
 }
 
 #[test]

@@ -55,8 +55,6 @@ macro_rules! float_operations {
             fn multiply(y: &mut [f32], x: &[f32]) -> () = elementwise;
             /// See [`crate::scalar::elementwise::gate`].
             fn gate(activation: Activation, up: &[f32], gate: &mut [f32]) -> () = elementwise;
-            /// See [`crate::scalar::head::logits`].
-            fn logits(head: &DenseMatrix, rows: Range<usize>, x: &[f32], row: &mut Vec<f32>, out: &mut [f32]) -> () = head;
             /// See [`crate::scalar::head::quantize_head_row`].
             fn quantize_head_row(head: &DenseMatrix, row: usize, values: &mut Vec<f32>, q: &mut [i8]) -> Option<f32> = head;
             /// See [`crate::scalar::int8::split`].
@@ -88,3 +86,24 @@ macro_rules! dispatch {
 }
 
 float_operations!(dispatch);
+
+impl Isa {
+    /// See [`crate::scalar::head::logits`].
+    pub fn logits(
+        self,
+        head: &DenseMatrix,
+        rows: Range<usize>,
+        x: &[f32],
+        row: &mut Vec<f32>,
+        out: &mut [f32],
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            super::x86::head::logits(self, head, rows, x, row, out);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            crate::scalar::head::logits(crate::scalar::ternary::Portable, head, rows, x, row, out);
+        }
+    }
+}

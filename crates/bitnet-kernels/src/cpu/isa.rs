@@ -222,7 +222,9 @@ fn tested() -> &'static [(Isa, Option<WrongProduct>)] {
     static TESTED: OnceLock<Vec<(Isa, Option<WrongProduct>)>> = OnceLock::new();
     TESTED.get_or_init(|| {
         let test = |isa| {
-            let wrong = selftest::check(|product, out| product.run_on(isa, out)).err();
+            let wrong = selftest::check(|product, out| product.run_on(isa, out))
+                .and_then(|()| selftest::check_int8(|product, out| isa.int8_logits(product, out)))
+                .err();
             if let Some(wrong) = &wrong {
                 tracing::warn!(simd_level = isa.name(), %wrong, "self-test failed");
             }

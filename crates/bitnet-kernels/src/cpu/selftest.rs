@@ -5,7 +5,11 @@
 
 use std::ops::Range;
 
+use super::head::packed::Int8Head;
+use super::head::product::Int8Product;
+use super::head::split::SplitRows;
 use super::packed::{PANEL_ROWS, PackedTernary, Packing};
+use super::pool::{Stripe, stripes};
 use super::product::Product;
 use crate::activation::QuantizedRows;
 use crate::scalar;
@@ -14,11 +18,11 @@ use crate::ternary::{TernaryMatrix, WeightScale};
 /// A product that came out wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "self-test `{case}` of {packing} weights with {tokens} tokens: row {row} of token {token} is {found}, but the definition gives {expected}"
+    "self-test `{case}` of {weights} weights with {tokens} tokens: row {row} of token {token} is {found}, but the definition gives {expected}"
 )]
 pub struct WrongProduct {
     case: &'static str,
-    packing: Packing,
+    weights: String,
     tokens: usize,
     row: usize,
     token: usize,
@@ -47,6 +51,62 @@ pub(super) fn check(run: impl Fn(&Product<'_>, &mut [i32])) -> Result<(), WrongP
         let extreme = case("extreme", matrix, x, 0..33);
         extreme.check(1, &run)?;
         extreme.check(4, &run)?;
+    }
+    Ok(())
+}
+
+/// Holds `run`, which computes logits of an int8 head, against the oracle.
+pub(super) fn check_int8(
+    run: impl Fn(&Int8Product<'_>, &mut Stripe<'_>),
+) -> Result<(), WrongProduct> {
+    let tokens = 7;
+    for (case, cols, extreme) in [("head", 84, false), ("extreme head", 40, true)] {
+        let rows = 40;
+        // The largest value of each row makes scales of 1, so that logits are integers.
+        let values = |count: usize, largest: i32| -> Vec<f32> {
+            let value = |(i, bits): (usize, u32)| match (i % cols, extreme) {
+                (0, _) => largest,
+                (_, false) => (bits % (2 * largest as u32 + 1)) as i32 - largest,
+                (k, true) => {
+                    if (i / cols + k * (i / cols % 3)).is_multiple_of(2) {
+                        largest
+                    } else {
+                        -largest
+                    }
+                }
+            };
+            scramble(count * cols).enumerate().map(|item| value(item) as f32).collect()
+        };
+        let (weights, inputs) = (values(rows, 127), values(tokens, 32512));
+        let head = Int8Head::from_floats(&weights, cols);
+        for tokens in 1..=tokens {
+            let inputs = &inputs[..tokens * cols];
+            let x = SplitRows::from_floats(inputs, cols);
+            let mut out = vec![f32::NAN; tokens * rows];
+            stripes(&mut out, rows, rows)
+                .all()
+                .for_each(|mut out| run(&Int8Product { head: &head, x: &x }, &mut out));
+            for (i, &found) in out.iter().enumerate() {
+                let (token, row) = (i / rows, i % rows);
+                let expected = scalar::int8::logit(
+                    &weights[row * cols..][..cols],
+                    &inputs[token * cols..][..cols],
+                );
+                if found != expected {
+                    let [found, expected] = [found, expected].map(|y| y as i32);
+                    let weights = "int8".to_owned();
+                    return Err(WrongProduct {
+                        case,
+                        weights,
+                        tokens,
+                        row,
+                        token,
+                        found,
+                        expected,
+                    });
+                }
+            }
+        }
     }
     Ok(())
 }
@@ -84,9 +144,9 @@ impl Case {
         let found = out.chunks(w.panels() * PANEL_ROWS).map(|out| &out[..w.rows()]);
         for (token, (found, expected)) in found.zip(self.expected.chunks(w.rows())).enumerate() {
             if let Some(row) = (0..w.rows()).find(|&row| found[row] != expected[row]) {
-                let (case, packing) = (self.name, w.packing());
+                let (case, weights) = (self.name, w.packing().to_string());
                 let (found, expected) = (found[row], expected[row]);
-                return Err(WrongProduct { case, packing, tokens, row, token, found, expected });
+                return Err(WrongProduct { case, weights, tokens, row, token, found, expected });
             }
         }
         Ok(())
@@ -197,6 +257,21 @@ mod tests {
                 out.iter_mut().for_each(|x| *x = wrapped(*x, product.x.sum[token]));
             }
         });
+    }
+
+    #[test]
+    fn one_wrong_logit_of_an_int8_head_is_reported_with_its_place() {
+        let right =
+            |product: &Int8Product<'_>, out: &mut Stripe<'_>| Isa::Scalar.int8_logits(product, out);
+        assert_eq!(check_int8(right), Ok(()));
+        let run = |product: &Int8Product<'_>, out: &mut Stripe<'_>| {
+            right(product, out);
+            if out.rows() == 5 {
+                out.row(4)[39] += 4096.0;
+            }
+        };
+        let wrong = check_int8(run).unwrap_err();
+        assert_eq!((wrong.tokens, wrong.token, wrong.row), (5, 4, 39));
     }
 
     #[test]

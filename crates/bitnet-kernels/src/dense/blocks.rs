@@ -44,8 +44,10 @@ pub fn bf16(data: &[u8], out: &mut [f32]) {
 pub fn q8_0(data: &[u8], out: &mut [f32]) {
     for (block, y) in data.as_chunks::<34>().0.iter().zip(out.as_chunks_mut::<32>().0) {
         let d = half_at(block, 0);
-        for (y, &q) in y.iter_mut().zip(&block[2..]) {
-            *y = d * f32::from(q as i8);
+        for (y, q) in y.as_chunks_mut::<16>().0.iter_mut().zip(block[2..].as_chunks::<16>().0) {
+            for l in 0..16 {
+                y[l] = d * f32::from(q[l] as i8);
+            }
         }
     }
 }
@@ -125,11 +127,17 @@ pub fn q6_k(data: &[u8], out: &mut [f32]) {
             let (low, high) = (&block[64 * half..][..64], &block[128 + 32 * half..][..32]);
             let scales = &block[192 + 8 * half..][..8];
             for quarter in 0..4 {
-                for l in 0..32 {
-                    let nibble = low[32 * (quarter % 2) + l] >> (4 * (quarter / 2)) & 15;
-                    let q = (nibble | (high[l] >> (2 * quarter) & 3) << 4) as i8 - 32;
-                    let scale = d * f32::from(scales[2 * quarter + l / 16] as i8);
-                    y[128 * half + 32 * quarter + l] = scale * f32::from(q);
+                for sixteen in 0..2 {
+                    // One scale for sixteen elements, so that the loop over them becomes vectors.
+                    let scale = d * f32::from(scales[2 * quarter + sixteen] as i8);
+                    let low = &low[32 * (quarter % 2) + 16 * sixteen..][..16];
+                    let high = &high[16 * sixteen..][..16];
+                    let y = &mut y[128 * half + 32 * quarter + 16 * sixteen..][..16];
+                    for l in 0..16 {
+                        let nibble = low[l] >> (4 * (quarter / 2)) & 15;
+                        let q = (nibble | (high[l] >> (2 * quarter) & 3) << 4) as i8 - 32;
+                        y[l] = scale * f32::from(q);
+                    }
                 }
             }
         }

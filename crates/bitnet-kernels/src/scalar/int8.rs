@@ -90,6 +90,18 @@ pub fn combine([high, low]: [i32; 2], w_scale: f32, x_scale: f32) -> f32 {
     (BASE * high as f32 + low as f32) * w_scale * x_scale
 }
 
+/// One logit, from one row of weights and one input: the definition of the whole head.
+///
+/// # Panics
+/// If a weight is not finite; a loader refuses such a model before.
+pub fn logit(w: &[f32], x: &[f32]) -> f32 {
+    let mut quantized = [vec![0; w.len()], vec![0; w.len()], vec![0; w.len()]];
+    let [q, high, low] = &mut quantized;
+    let scale = quantize_row(w, q).expect("all weights are finite");
+    let split = split(x, high, low);
+    combine([dot(q, high), dot(q, low)], scale, split.scale)
+}
+
 /// The kernel for machines of which nothing is known: no intrinsics, but loops that compilers turn into vectors.
 impl Int8Kernel for super::ternary::Portable {
     const PANELS: usize = 1;

@@ -83,14 +83,16 @@ fn add_two_bits(lanes: &mut Lanes, block: &Block, q: &[[i8; 4]; 4]) {
 
 #[inline(always)]
 fn add_five_trits(lanes: &mut Lanes, block: &Block, q: &[[i8; 4]; 5]) {
-    let top = |byte: u8| u8::from(byte >= TRIT_WORTH[4]) + u8::from(byte >= 2 * TRIT_WORTH[4]);
-    add_products(lanes, &block.0, q[4], top);
-    let mut rest = block.0.map(|byte| byte - TRIT_WORTH[4] * top(byte));
-    for &q in &q[..4] {
-        // 171 / 512 is more than 1/3 by so little that the quotient is right up to 382.
-        let third = |byte: u8| ((u16::from(byte) * 171) >> 9) as u8;
-        add_products(lanes, &rest, q, |byte| byte - 3 * third(byte));
-        rest.iter_mut().for_each(|byte| *byte = third(*byte));
+    let mut rest = block.0;
+    for (&worth, &q) in TRIT_WORTH.iter().zip(q).rev() {
+        let mut digits = [0; 64];
+        for (digit, x) in digits.iter_mut().zip(&mut rest) {
+            *digit = u8::from(*x >= worth) + u8::from(*x >= 2 * worth);
+            // A difference below 0 wraps to more than its minuend, so the lesser is the remainder.
+            *x = (*x).min(x.wrapping_sub(2 * worth));
+            *x = (*x).min(x.wrapping_sub(worth));
+        }
+        add_products(lanes, &digits, q, |digit| digit);
     }
 }
 

@@ -13,6 +13,7 @@ use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::cpu::level::SimdLevel;
 use bitnet_kernels::cpu::packed::{PackedTernary, Packing};
 use bitnet_kernels::cpu::pool::ThreadPool;
+use bitnet_kernels::head::HeadType;
 use bitnet_kernels::ternary::TernaryMatrix;
 use serde::Serialize;
 
@@ -58,8 +59,8 @@ pub struct AblationReport {
     pub product: Vec<ProductStep>,
     /// The model, step by step.
     pub model: Vec<ModelStep>,
-    /// All that was measured of the model.
-    pub report: Option<BenchReport>,
+    /// All that was measured of the model: first with the head as the file has it, then as the engine holds it.
+    pub reports: Vec<BenchReport>,
 }
 
 /// A step of the product.
@@ -106,7 +107,7 @@ impl AblationReport {
     /// Whether all steps computed the same.
     pub fn is_right(&self) -> bool {
         self.product.iter().all(|step| step.correct)
-            && self.report.as_ref().is_none_or(BenchReport::is_right)
+            && self.reports.iter().all(BenchReport::is_right)
     }
 }
 
@@ -148,24 +149,19 @@ pub fn run(
     for &batch in &config.batches {
         product.extend(product_steps(config, batch, &machine, &tiers, progress)?);
     }
-    let report = match &config.model {
-        Some(bench) => {
-            let cases = model_cases(&tiers, config.threads);
+    let (mut steps, mut reports) = (Vec::new(), Vec::new());
+    if let Some(bench) = &config.model {
+        for (head, cases) in model_cases(&tiers, config.threads, model.head) {
             let wanted = cases.iter().map(|(_, isa, n)| (isa.name().to_owned(), *n)).collect();
-            let report = run_cases(open, model, bench, wanted, None, progress)?;
-            Some((cases.into_iter().map(|(name, ..)| name).collect::<Vec<_>>(), report))
+            let model = ModelConfig { head, ..model.clone() };
+            let report = run_cases(open, &model, bench, wanted, None, progress)?;
+            let names: Vec<_> = cases.into_iter().map(|(name, ..)| name).collect();
+            model_steps(&names, &report, &mut steps);
+            reports.push(report);
         }
-        None => None,
-    };
-    let model = report.as_ref().map(|(names, report)| model_steps(names, report));
-    Ok(AblationReport {
-        build: Build::current(),
-        machine,
-        shape: config.shape,
-        product,
-        model: model.unwrap_or_default(),
-        report: report.map(|(_, report)| report),
-    })
+    }
+    let build = Build::current();
+    Ok(AblationReport { build, machine, shape: config.shape, product, model: steps, reports })
 }
 
 fn check(config: &AblationConfig) -> Result<(), Error> {
@@ -217,7 +213,7 @@ fn product_steps(
     }
     let best = tiers.best();
     step("packed layout");
-    let panels = format!("{best} on panels of 16 rows");
+    let panels = format!("{best} on panels of 16 rows, pages fetched ahead");
     product.packed("packed layout", &panels, best, 1, &forms[0])?;
     step("1.6 bit");
     product.packed("1.6 bit", "five weights to a byte", best, 1, &forms[1])?;
@@ -299,19 +295,29 @@ fn sample<W>(iterations: usize, copies: &[W], mut product: impl FnMut(&W)) -> Ra
     Rate::new((0..iterations).map(|_| one()).collect()).expect("there is at least one sample")
 }
 
-/// The steps for which the engine has a switch.
-fn model_cases(tiers: &Tiers, threads: usize) -> Vec<(String, Isa, usize)> {
-    let mut cases = vec![("scalar".to_owned(), Isa::Scalar, 1)];
-    cases.extend(tiers.plain.map(|isa| ("SIMD".to_owned(), isa, 1)));
-    cases.extend(tiers.dot.map(|isa| ("dot product".to_owned(), isa, 1)));
-    if threads > 1 {
-        cases.push(("pool".to_owned(), tiers.best(), threads));
+/// Steps with the same form of the head.
+type Cases = (HeadType, Vec<(String, Isa, usize)>);
+
+/// The steps for which the engine has a switch. Other logits come of another form of the head, so each has an oracle of its own.
+fn model_cases(tiers: &Tiers, threads: usize, head: HeadType) -> Vec<Cases> {
+    let mut plain = vec![("scalar".to_owned(), Isa::Scalar, 1)];
+    plain.extend(tiers.plain.map(|isa| ("SIMD".to_owned(), isa, 1)));
+    plain.extend(tiers.dot.map(|isa| ("dot product".to_owned(), isa, 1)));
+    let pool = (threads > 1).then(|| ("pool".to_owned(), tiers.best(), threads));
+    match head {
+        HeadType::File => {
+            plain.extend(pool);
+            vec![(HeadType::File, plain)]
+        }
+        head => {
+            let mut rest = vec![(format!("{head} head"), tiers.best(), 1)];
+            rest.extend(pool);
+            vec![(HeadType::File, plain), (head, rest)]
+        }
     }
-    cases
 }
 
-fn model_steps(names: &[String], report: &BenchReport) -> Vec<ModelStep> {
-    let mut steps: Vec<ModelStep> = Vec::new();
+fn model_steps(names: &[String], report: &BenchReport, steps: &mut Vec<ModelStep>) {
     for (name, case) in names.iter().zip(&report.cases) {
         let Some(measurement) = case.measurement() else { continue };
         let speed = |wanted: fn(Work) -> bool| Some(measurement.line(wanted)?.rate.median);
@@ -329,7 +335,6 @@ fn model_steps(names: &[String], report: &BenchReport) -> Vec<ModelStep> {
             generation_gain: gain(generation, before.and_then(|step| step.generation)),
         });
     }
-    steps
 }
 
 #[cfg(all(test, feature = "demo-model"))]
@@ -378,6 +383,7 @@ mod tests {
         let report = report.unwrap();
         assert!(report.is_right());
         assert_eq!((&*report.model[0].name, report.model[0].prompt_gain), ("scalar", None));
+        assert!(report.model.iter().any(|step| step.name == "int8 head"));
         let last = report.model.last().unwrap();
         assert_eq!((&*last.name, last.threads), ("pool", 2));
         assert!(last.generation_gain.is_some());

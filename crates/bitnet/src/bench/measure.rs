@@ -239,15 +239,14 @@ fn room(config: &BenchConfig, model: &BitNetModel) -> InferenceConfig {
 
 fn facts(open: &dyn Fn() -> ModelBuilder, model: &BitNetModel) -> Result<ModelFacts, Error> {
     let checkpoint = open().checkpoint()?;
-    let head = match model.config().tie_word_embeddings {
+    let stored = match model.config().tie_word_embeddings {
         true => "model.embed_tokens.weight",
         false => "lm_head.weight",
     };
-    let head = checkpoint.tensors().find(|tensor| tensor.name == head);
-    let stored = head.map_or_else(String::new, |tensor| tensor.encoding.to_owned());
-    let head_dtype = match model.info().head {
-        HeadType::File => stored,
-        form => form.to_string(),
+    let stored = checkpoint.tensors().find(|tensor| tensor.name == stored);
+    let head_dtype = match (model.info().head, stored) {
+        (HeadType::File, Some(tensor)) => tensor.encoding.to_owned(),
+        (head, _) => head.to_string(),
     };
     let sha256 = match model.info().path {
         Some(_) => source::of_files(checkpoint.files()),

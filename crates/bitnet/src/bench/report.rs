@@ -56,7 +56,7 @@ pub struct ModelFacts {
     pub ternary_weights: u64,
     /// How ternary weights lie in memory.
     pub ternary_form: String,
-    /// How the output head is stored.
+    /// How the output head is held: `int8`, or its encoding in the file.
     pub head_dtype: String,
     /// How keys and values are stored.
     pub kv_dtype: String,
@@ -214,6 +214,7 @@ impl std::fmt::Display for Work {
         match self {
             Self::Prompt { tokens } => write!(f, "prompt of {tokens}"),
             Self::Generation { depth, .. } => write!(f, "generate at {depth}"),
+            Self::Batch { sequences: 1, depth, .. } => write!(f, "1 sequence at {depth}"),
             Self::Batch { sequences, depth, .. } => write!(f, "{sequences} sequences at {depth}"),
         }
     }

@@ -88,7 +88,7 @@ fn depths_and_batches_are_lines_of_their_own() {
             "prompt of 20",
             "generate at 10",
             "generate at 100",
-            "1 sequences at 10",
+            "1 sequence at 10",
             "3 sequences at 10"
         ]
     );

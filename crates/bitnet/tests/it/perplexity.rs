@@ -1,6 +1,6 @@
 //! Perplexities of the demo model against those of transformers and llama.cpp in its model card.
 
-use bitnet::{Error, Perplexity, PerplexityMethod};
+use bitnet::{BitNetModel, Error, HeadType, KvType, ModelConfig, Perplexity, PerplexityMethod};
 
 use crate::support::{demo, load, load_exact, testdata};
 
@@ -56,6 +56,36 @@ fn no_bos_counts_all_but_the_first() {
 #[test]
 fn documents_are_counted_with_their_ends() {
     check(PerplexityMethod::Documents, 369, 1.733_803, 0.118_973);
+}
+
+/// Divergence and perplexity of an int8 head beside the file's, on 2000 bytes.
+#[test]
+fn an_int8_head_predicts_as_the_files_head_does() {
+    let logits = |head| {
+        let config = ModelConfig { kv_dtype: KvType::F32, head, ..Default::default() };
+        let builder = BitNetModel::from_pretrained(testdata("demo-model/packed"));
+        let model = builder.with_config(config).load().unwrap();
+        let ids = model.encode(&heldout()[..2000].into()).unwrap();
+        (model.logits(&ids[..400]).unwrap(), ids)
+    };
+    let ((file, ids), (int8, _)) = (logits(HeadType::File), logits(HeadType::Int8));
+    let (mut divergence, mut nll) = (0.0, 0.0);
+    for token in 0..399 {
+        let [p, q] = [&file, &int8].map(|logits| log_probabilities(logits.row(token)));
+        divergence += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+        let next = ids[token + 1] as usize;
+        nll += p[next] - q[next];
+    }
+    let (divergence, nll) = (divergence / 399.0, nll / 399.0);
+    println!("mean divergence {divergence:.2e}, mean -ln p higher by {nll:.2e}");
+    assert!(divergence > 0.0, "two heads, not one");
+    assert!(divergence < 2e-4 && nll.abs() < 2e-3, "{divergence}, {nll}");
+}
+
+fn log_probabilities(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
+    logits.iter().map(|&x| f64::from(x - max) - sum.ln()).collect()
 }
 
 #[test]

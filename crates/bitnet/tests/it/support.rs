@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use bitnet::{BitNetModel, KvType, ModelConfig};
+use bitnet::{BitNetModel, HeadType, KvType, ModelConfig};
 
 pub fn testdata(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata")).join(name)
@@ -13,9 +13,9 @@ pub fn load(name: &str) -> BitNetModel {
     BitNetModel::from_pretrained(testdata(name)).load().unwrap()
 }
 
-/// Keys and values as the reference has them.
+/// Keys, values and head as the reference has them.
 pub fn load_exact(name: &str) -> BitNetModel {
-    let config = ModelConfig { kv_dtype: KvType::F32, ..Default::default() };
+    let config = ModelConfig { kv_dtype: KvType::F32, head: HeadType::File, ..Default::default() };
     BitNetModel::from_pretrained(testdata(name)).with_config(config).load().unwrap()
 }
 

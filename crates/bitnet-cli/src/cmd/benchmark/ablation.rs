@@ -13,7 +13,7 @@ pub fn document(report: &AblationReport) -> Document {
         ("product", format!("{rows} × {cols} ternary weights that come from memory")),
     ];
     let mut sheets = vec![product(report)];
-    if let Some(bench) = &report.report {
+    if let Some(bench) = report.reports.first() {
         let (prompt, tokens) = (bench.settings.prompt_tokens, bench.settings.generated_tokens);
         let model = format!("{}, prompt of {prompt}, generation of {tokens}", bench.model.name);
         facts.push(("model", model));

@@ -7,7 +7,7 @@
 use crate::cpu::isa::Isa;
 use crate::cpu::packed::PANEL_ROWS;
 use crate::cpu::pool::{ThreadPool, chunks, items};
-use crate::dense::DenseMatrix;
+use crate::dense::{DenseMatrix, DenseType};
 use crate::head::InvalidHead;
 use crate::scalar::int8::MAX_COLS;
 
@@ -47,25 +47,46 @@ impl Int8Head {
         if cols > MAX_COLS {
             return Err(InvalidHead::TooWide { cols });
         }
-        let panels = rows.div_ceil(PANEL_ROWS);
+        let mut head = Self::empty(rows, cols);
         let panel_bytes = PANEL_ROWS * cols.next_multiple_of(GROUP_COLS);
-        let mut bytes = vec![0; panels * panel_bytes + 63];
-        let start = bytes.as_ptr().align_offset(64);
-        let mut scales = vec![0.0; panels * PANEL_ROWS];
+        let (bytes, scales) = head.parts();
         let step = PANELS_AT_ONCE * PANEL_ROWS;
         let mut results = vec![Ok(()); rows.div_ceil(step)];
-        let packed = chunks(
-            &mut bytes[start..][..panels * panel_bytes],
-            (PANELS_AT_ONCE * panel_bytes).max(1),
-        );
-        let parts = ((packed, chunks(&mut scales, step)), items(&mut results));
+        let packed = chunks(bytes, (PANELS_AT_ONCE * panel_bytes).max(1));
+        let parts = ((packed, chunks(scales, step)), items(&mut results));
         pool.for_each(parts, |part, ((bytes, scales), result)| {
             let first = part * step;
             *result = pack_panels(weights, isa, first, bytes, scales);
             taken(first..rows.min(first + scales.len()));
         });
         results.into_iter().collect::<Result<(), _>>()?;
-        Ok(Self { rows, cols, bytes, start, scales })
+        Ok(head)
+    }
+
+    /// Quantizes and packs rows of `cols` finite floats, with portable code and on this thread: for self-tests.
+    pub(crate) fn from_floats(values: &[f32], cols: usize) -> Self {
+        assert!(cols <= MAX_COLS && values.iter().all(|value| value.is_finite()));
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let rows = values.len() / cols;
+        let weights =
+            DenseMatrix::new(rows, cols, DenseType::F32, bytes.into()).expect("whole rows");
+        let mut head = Self::empty(rows, cols);
+        let (bytes, scales) = head.parts();
+        pack_panels(&weights, Isa::Scalar, 0, bytes, scales).expect("all values are finite");
+        head
+    }
+
+    fn empty(rows: usize, cols: usize) -> Self {
+        let panels = rows.div_ceil(PANEL_ROWS);
+        let bytes = vec![0; panels * PANEL_ROWS * cols.next_multiple_of(GROUP_COLS) + 63];
+        let start = bytes.as_ptr().align_offset(64);
+        Self { rows, cols, bytes, start, scales: vec![0.0; panels * PANEL_ROWS] }
+    }
+
+    /// All panels, and all scales.
+    fn parts(&mut self) -> (&mut [u8], &mut [f32]) {
+        let len = self.scales.len() * self.cols.next_multiple_of(GROUP_COLS);
+        (&mut self.bytes[self.start..][..len], &mut self.scales)
     }
 
     /// Rows: the size of the vocabulary.

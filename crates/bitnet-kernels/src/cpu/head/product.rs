@@ -37,6 +37,10 @@ pub(crate) struct Int8Tile<'a> {
     /// Halves of tokens, high and low in turn, as long as the panels.
     pub x: &'a [Half<'a>],
     /// Sum of each half.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "only `vpdpbusd` needs it, for its unsigned operand")
+    )]
     pub sums: &'a [i32],
 }
 

@@ -2,7 +2,7 @@
 
 use super::product::Half;
 use crate::cpu::pool::{Chunks, chunks};
-use crate::scalar::int8::Split;
+use crate::scalar::int8::{self, Split};
 
 /// Rows of sixteen-bit activations as two halves of int8 each; see [`crate::scalar::int8`].
 #[derive(Clone, Debug, Default)]
@@ -24,6 +24,16 @@ impl SplitRows {
         (self.cols, self.stride) = (cols, cols.next_multiple_of(16));
         self.halves.resize(rows * 2 * self.stride, 0);
         self.splits.resize(rows, Split::default());
+    }
+
+    /// Rows of `cols` values, split.
+    pub fn from_floats(x: &[f32], cols: usize) -> Self {
+        let mut rows = Self::default();
+        rows.resize(x.len() / cols, cols);
+        for (x, (high, low, split)) in x.chunks(cols).zip(rows.rows_mut()) {
+            *split = int8::split(x, high, low);
+        }
+        rows
     }
 
     /// Number of tokens.

@@ -33,32 +33,10 @@ fn pack(weights: &DenseMatrix, isa: Isa, threads: usize) -> Result<Int8Head, Inv
     Int8Head::pack(weights, isa, &ThreadPool::new(threads).unwrap(), &|_| {})
 }
 
-fn split_rows(x: &[f32], cols: usize) -> SplitRows {
-    let mut rows = SplitRows::default();
-    rows.resize(x.len() / cols, cols);
-    for (x, (high, low, split)) in x.chunks(cols).zip(rows.rows_mut()) {
-        *split = int8::split(x, high, low);
-    }
-    rows
-}
-
 /// `[tokens, rows]` by definition.
 fn expected(weights: &[f32], x: &[f32], cols: usize) -> Vec<f32> {
-    let quantize = |w: &[f32]| {
-        let mut q = vec![0; cols];
-        (int8::quantize_row(w, &mut q).unwrap(), q)
-    };
-    let weights: Vec<_> = weights.chunks(cols).map(quantize).collect();
-    let mut logits = Vec::new();
-    for x in x.chunks(cols) {
-        let (mut high, mut low) = (vec![0; cols], vec![0; cols]);
-        let split = int8::split(x, &mut high, &mut low);
-        for (scale, q) in &weights {
-            let sums = [int8::dot(q, &high), int8::dot(q, &low)];
-            logits.push(int8::combine(sums, *scale, split.scale));
-        }
-    }
-    logits
+    let of_token = |x| weights.chunks(cols).map(move |w| int8::logit(w, x));
+    x.chunks(cols).flat_map(of_token).collect()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -70,7 +48,7 @@ fn check(weights: &[f32], x: &[f32], cols: usize) {
     let (rows, tokens) = (weights.len() / cols, x.len() / cols);
     let expected = expected(weights, x, cols);
     let head = pack(&dense(rows, cols, weights), Isa::Scalar, 1).unwrap();
-    let x = split_rows(x, cols);
+    let x = SplitRows::from_floats(x, cols);
     for (name, run) in kernels() {
         for columns in [rows, 32] {
             let mut out = vec![f32::NAN; tokens * rows];
@@ -138,7 +116,7 @@ fn an_input_that_is_no_number_has_logits_that_are_none() {
     x[cols + 7] = f32::NAN;
     for (name, run) in kernels() {
         let mut out = vec![0.0; 2 * 3];
-        let split = split_rows(&x, cols);
+        let split = SplitRows::from_floats(&x, cols);
         let mut stripe = stripes(&mut out, 3, 16).all().next().unwrap();
         run(&Int8Product { head: &head, x: &split }, &mut stripe);
         let numbers: Vec<_> = out.iter().map(|y| y.is_finite()).collect();

@@ -1,7 +1,5 @@
 //! The float operations compiled for SSE4.1, AVX, AVX2 and AVX-512.
 
-use std::ops::Range;
-
 use crate::cpu::floats::float_operations;
 use crate::cpu::isa::Isa;
 use crate::dense::DenseMatrix;

@@ -134,9 +134,8 @@ macro_rules! maddubs_spin {
     };
 }
 
-/// Defines both packings' kernels for a tier whose vectors are in scope.
-///
-/// `$lines` and `$tiles` say which kernels take one and several tokens, with how many strips at a time; see `run_tile`.
+/// Defines both packings' kernels for a tier whose vectors are in scope. `$few` and `$many`: how many strips they take at a
+/// time, for one token and for several.
 macro_rules! maddubs_tier {
     ($token:ident, $features:literal, panels $panels:literal, strips $few:literal $many:literal) => {
         tile_kernel!($token, panels $panels, tokens 8);

@@ -18,8 +18,9 @@ macro_rules! vnni_int8 {
             let mut acc = [[[zero(); U]; N]; V];
             for g in 0..groups {
                 for j in 0..4 {
-                    // With more tokens, computing takes so long that the hardware keeps up.
-                    if N <= 8 {
+                    if N <= 4 {
+                        prefetch_block(strips[0].groups.as_flattened(), 4 * g + j);
+                    } else if N <= 8 {
                         prefetch(strips[0].groups.as_flattened(), 4 * g + j);
                     }
                     let mut w = [zero(); V];
