@@ -37,9 +37,6 @@ pub use split::{
 const SPINS: u32 = 200;
 /// How long a thread then lets others run between looks before it parks: longer than the gap between two steps.
 const YIELD_TIME: Duration = Duration::from_micros(200);
-/// A thread that let another one run for longer than this is not alone on its processor. To ask and find nobody takes a
-/// microsecond at most; two threads that do nothing but ask each other would take the time of those that work.
-const OTHERS_TIME: Duration = Duration::from_micros(5);
 /// The same as [`YIELD_TIME`] for threads that are to stay awake between the tokens of a slow client as well.
 const ACTIVE_TIME: Duration = Duration::from_millis(50);
 
@@ -66,7 +63,7 @@ pub struct PoolOptions {
 /// What a compute thread without work does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WaitPolicy {
-    /// Looks for work for 0.2 ms, which covers the gaps within an answer, then sleeps; at once if others want the processor.
+    /// Looks for work for 0.2 ms, which covers the gaps within an answer, then sleeps.
     #[default]
     Balanced,
     /// Looks for work for 50 ms, letting others run in between.
@@ -79,17 +76,13 @@ pub enum WaitPolicy {
 
 impl WaitPolicy {
     fn patience(self) -> Patience {
-        let (yields, others) = match self {
-            Self::Balanced => (YIELD_TIME, OTHERS_TIME),
-            Self::Active => (ACTIVE_TIME, ACTIVE_TIME),
-            Self::Passive => (Duration::ZERO, Duration::ZERO),
-            Self::Micros(micros) => {
-                let time = Duration::from_micros(micros.into());
-                (time, time)
-            }
+        let yields = match self {
+            Self::Balanced => YIELD_TIME,
+            Self::Active => ACTIVE_TIME,
+            Self::Passive => Duration::ZERO,
+            Self::Micros(micros) => Duration::from_micros(micros.into()),
         };
-        let spins = if yields.is_zero() { 0 } else { SPINS };
-        Patience { spins, yields, others }
+        Patience { spins: if yields.is_zero() { 0 } else { SPINS }, yields }
     }
 }
 

@@ -23,7 +23,7 @@ use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread::JoinHandle;
 
 /// A thread that waits sleeps at once, so that every order is one of few steps.
-const NONE: Patience = Patience { spins: 0, yields: Duration::ZERO, others: Duration::ZERO };
+const NONE: Patience = Patience { spins: 0, yields: Duration::ZERO };
 
 /// What callers and workers of a pool share: a job that the caller alone writes, and parts that one thread each takes.
 struct Shared {

@@ -14,8 +14,6 @@ pub(super) struct Patience {
     pub spins: u32,
     /// After that it lets others run between looks, for this long.
     pub yields: Duration,
-    /// Others that ran for longer than this want the processor, and it sleeps.
-    pub others: Duration,
 }
 
 /// Alone on its cache lines (two, because processors fetch them in pairs).
@@ -190,18 +188,12 @@ impl Gate {
         }
         if self.patience.yields > Duration::ZERO {
             let begin = Instant::now();
-            let mut last = begin;
-            while last - begin < self.patience.yields {
+            while begin.elapsed() < self.patience.yields {
                 if done() {
                     return true;
                 }
                 // If there are more threads than processors, this lets the ones work that the others wait for.
                 std::thread::yield_now();
-                let now = Instant::now();
-                if now - last > self.patience.others {
-                    break;
-                }
-                last = now;
             }
         }
         done()
