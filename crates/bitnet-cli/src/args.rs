@@ -12,6 +12,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::cmd::Command;
 use crate::console::ConsoleArgs;
+use crate::threads::PlacementArgs;
 use crate::{numbers, threads};
 
 /// Run BitNet b1.58 (ternary) language models
@@ -74,17 +75,23 @@ pub struct ModelArgs {
 
 const MODEL: &str = "Model";
 
-/// `-t` alone, for subcommands that load no model.
+/// Threads alone, for subcommands that load no model.
 #[derive(clap::Args)]
 pub struct ThreadArgs {
     /// Compute threads; 0, the default: as BITNET_THREADS, RAYON_NUM_THREADS or OMP_NUM_THREADS say, else one for each physical core
     #[arg(short, long, value_name = "N", default_value = "0", hide_default_value = true)]
     #[arg(allow_hyphen_values = true, value_parser = threads::parse)]
     pub threads: usize,
+    /// Compute threads for prompts, where more may help than for generating; 0, the default: as many as --threads [also: -tb]
+    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
+    #[arg(allow_hyphen_values = true, value_parser = threads::parse)]
+    pub threads_batch: usize,
+    #[command(flatten)]
+    pub placement: PlacementArgs,
 }
 
 impl ModelArgs {
-    /// As the library wants it, but for the number of threads.
+    /// As the library wants it, but for its threads.
     pub fn config(&self) -> ModelConfig {
         ModelConfig {
             device: self.device,

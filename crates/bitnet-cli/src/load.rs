@@ -26,12 +26,13 @@ pub struct Loaded {
 /// Loads the model.
 pub fn load(args: &ModelArgs, console: &Console) -> Result<Loaded> {
     let topology = Topology::detect();
-    let threads = threads::decide(args.threads.threads, threads::environment, &topology)?;
-    if let Some(warning) = threads.warning(&topology) {
-        console.warn(&warning);
+    let chosen = threads::choose(&args.threads, &threads::environment, &topology)?;
+    for warning in &chosen.warnings {
+        console.warn(warning);
     }
     let mut config = args.config();
-    config.threads = threads.count;
+    chosen.apply(&mut config);
+    let threads = chosen.threads;
     let builder = builder(args.model.as_ref(), console)?.with_config(config);
     let model = with_bar(builder, console)?;
     log(&model, &threads);

@@ -25,6 +25,7 @@ fn rewrite(arg: &str) -> Option<String> {
     let long = match name {
         "-temp" => "--temperature",
         "-cnv" => "--conversation",
+        "-tb" => "--threads-batch",
         _ => return None,
     };
     Some(value.map_or_else(|| long.to_owned(), |value| format!("{long}={value}")))
@@ -44,6 +45,7 @@ mod tests {
     fn old_spellings_become_long_flags() {
         check("x run -temp 0.7 -cnv", "x run --temperature 0.7 --conversation");
         check("x run -temp=0.7", "x run --temperature=0.7");
+        check("x run -t 2 -tb 4", "x run -t 2 --threads-batch 4");
     }
 
     #[test]

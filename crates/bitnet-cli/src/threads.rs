@@ -1,11 +1,20 @@
-//! How many compute threads, and which rule says so: `-t`, then the environment, then the machine.
+//! How many compute threads, where they run, and which rule says so: flags, then the environment, then the machine.
+
+mod omp;
+mod placement;
 
 use std::fmt;
 
 use anyhow::Result;
+use bitnet::{ModelConfig, PlacementError, ThreadPlan};
+use bitnet_kernels::cpu::affinity;
+use bitnet_kernels::cpu::plan::ThreadConfig;
 use bitnet_kernels::cpu::topology::Topology;
 
+use crate::args::ThreadArgs;
 use crate::failure::Failure;
+pub use placement::PlacementArgs;
+use placement::Wanted;
 
 /// More than any machine can use on one model, and few enough to start.
 pub const MAX: usize = 1024;
@@ -41,7 +50,71 @@ impl fmt::Display for Rule {
     }
 }
 
-/// Decides. `env` gives a variable's value; 0 or nothing leaves it to the next rule.
+/// The threads that are asked for, and what the machine makes of them.
+pub struct Chosen {
+    pub threads: Threads,
+    pub plan: ThreadPlan,
+    /// The flag or variable that says whether threads are bound.
+    pub pin_rule: &'static str,
+    /// The same for what they do without work.
+    pub wait_rule: &'static str,
+    pub warnings: Vec<String>,
+    config: ThreadConfig,
+}
+
+impl Chosen {
+    /// Writes it into a model's settings.
+    pub fn apply(&self, config: &mut ModelConfig) {
+        let ThreadConfig { threads, threads_batch, placement, wait } = self.config.clone();
+        config.threads = threads;
+        config.threads_batch = threads_batch;
+        config.placement = placement;
+        config.wait_policy = wait;
+    }
+}
+
+/// Decides everything about threads. `env` gives a variable's value.
+pub fn choose(
+    args: &ThreadArgs,
+    env: &dyn Fn(&str) -> Option<String>,
+    topology: &Topology,
+) -> Result<Chosen> {
+    let Wanted { placement, pin_rule, wait, wait_rule, mut warnings } = args.placement.decide(env);
+    let current = affinity::current_cpu();
+    let narrowed = placement.narrow(topology, current).map_err(refused)?;
+    let threads = decide(args.threads, env, &narrowed)?;
+    let asked = match threads.rule {
+        Rule::Automatic(_) => 0,
+        _ => threads.count,
+    };
+    let mut config =
+        ThreadConfig { threads: asked, threads_batch: args.threads_batch, placement, wait };
+    let plan = match ThreadPlan::new(&config, topology, current) {
+        // Places come from a variable that may have been set for another machine.
+        Err(error @ PlacementError::NoPlace { .. }) => {
+            warnings.push(format!("OMP_PLACES is ignored: {error}"));
+            config.placement.pin = None;
+            ThreadPlan::new(&config, topology, current)
+        }
+        plan => plan,
+    };
+    let plan = plan.map_err(refused)?;
+    warnings.extend(plan.placement.warnings.iter().cloned());
+    warnings.extend(threads.warning(&narrowed));
+    if topology.numa_balancing && topology.nodes.len() > 1 {
+        warnings.push(format!(
+            "this machine has {} memory nodes, and /proc/sys/kernel/numa_balancing is on: the system moves memory between them, which costs time",
+            topology.nodes.len()
+        ));
+    }
+    Ok(Chosen { threads, plan, pin_rule, wait_rule, warnings, config })
+}
+
+fn refused(error: PlacementError) -> Failure {
+    Failure::input(error.to_string()).hint(error.help())
+}
+
+/// Decides the number. `env` gives a variable's value; 0 or nothing leaves it to the next rule.
 pub fn decide(
     flag: usize,
     env: impl Fn(&str) -> Option<String>,
@@ -92,7 +165,7 @@ impl Threads {
         (self.count > available).then(|| {
             let processors = if available == 1 { "CPU" } else { "CPUs" };
             format!(
-                "{} threads ({}) on {available} available {processors}: {available} are used, more would only take turns",
+                "{} threads ({}) on {available} available {processors}: they take turns",
                 self.count, self.rule
             )
         })

@@ -93,6 +93,14 @@ impl<B: Backend> Engine<B> {
         self.limits
     }
 
+    /// Prepares the calling thread for [`Self::step`], such as by binding it to a processor.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn attach(&self) -> std::io::Result<()> {
+        self.model.backend().attach()
+    }
+
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
         self.scheduler.is_idle()

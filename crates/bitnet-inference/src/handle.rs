@@ -2,8 +2,8 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 
 use async_channel::{Receiver, Sender};
 use bitnet_kernels::backend::Backend;
@@ -40,7 +40,10 @@ impl Drop for Permit {
     }
 }
 
-/// Starts an engine on a thread named `bitnet-engine`.
+/// Starts an engine on a thread named `bitnet-engine`, which is where the backend wants it before this returns.
+///
+/// # Errors
+/// If the limits do not suit the model, or the system refuses the thread or its place.
 pub fn spawn<B: Backend>(
     model: Arc<Model<B>>,
     config: &EngineConfig,
@@ -49,10 +52,18 @@ pub fn spawn<B: Backend>(
     let engine = Engine::new(model, config)?;
     let limits = engine.limits();
     let (jobs, queue) = async_channel::unbounded(); // bounded by the permits
-    std::thread::Builder::new()
-        .name("bitnet-engine".into())
-        .spawn(move || run(engine, &queue))
-        .map_err(|error| EngineError::Thread { message: error.to_string() })?;
+    let refused = |error: std::io::Error| EngineError::Thread { message: error.to_string() };
+    let (sender, attached) = mpsc::channel();
+    let work = move || {
+        let result = engine.attach();
+        let in_place = result.is_ok();
+        let _ = sender.send(result); // received below
+        if in_place {
+            run(engine, &queue);
+        }
+    };
+    std::thread::Builder::new().name("bitnet-engine".into()).spawn(work).map_err(refused)?;
+    attached.recv().map_err(|_| EngineError::Stopped)?.map_err(refused)?;
     Ok(EngineHandle { jobs, waiting: Arc::default(), limits, vocab_size })
 }
 

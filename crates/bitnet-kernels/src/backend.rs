@@ -49,6 +49,20 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Working memory of the operations; one for each thread that calls them.
     type Scratch: Send;
 
+    /// Prepares the calling thread, which is to compute steps, such as by binding it to a processor. Called once by each.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    fn attach(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    /// Runs `compute`, which makes one step of `tokens` tokens; a backend may choose how many threads take part.
+    fn step<R>(&self, tokens: usize, compute: impl FnOnce() -> R) -> R {
+        let _ = tokens;
+        compute()
+    }
+
     /// Rearranges ternary weights for this device, once.
     fn upload_ternary(&self, weights: TernaryMatrix) -> Self::Ternary;
     /// Takes an embedding table, sharing its bytes where that is possible.

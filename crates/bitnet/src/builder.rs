@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use bitnet_inference::config::Limits;
 use bitnet_inference::{EngineConfig, InferenceConfig, spawn};
-use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::cpu::packing::PackingChoice;
+use bitnet_kernels::cpu::plan::ThreadPlan;
+use bitnet_kernels::cpu::{CpuBackend, affinity};
 use bitnet_kernels::device::Device;
 use bitnet_kernels::kv::PAGE;
 use bitnet_model::decoder::{LoadProgress, Model};
@@ -21,7 +22,7 @@ use bitnet_model::kv::page_bytes;
 use bitnet_model::tokenizer::Tokenizer;
 
 use crate::bench::bytes::ternary_weights;
-use crate::config::{ModelConfig, automatic_threads};
+use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::info::{self, ModelInfo};
 use crate::model::BitNetModel;
@@ -168,6 +169,26 @@ impl ModelBuilder {
         let begin = Instant::now();
         #[cfg(feature = "hub")]
         self.resolve()?;
+        let plan = self.config.thread_plan()?;
+        let cpus = plan.placement.cpus();
+        if cpus.is_empty() {
+            return self.load_with(&plan, begin);
+        }
+        // Threads start where the one is that starts them: so all work of loading is done on these processors, and memory
+        // is taken from their nodes.
+        let refused = |source| Error::Threads { threads: plan.threads(), source };
+        std::thread::scope(|scope| {
+            let load = || {
+                affinity::bind(&cpus).map_err(refused)?;
+                self.load_with(&plan, begin)
+            };
+            let loading = std::thread::Builder::new().name("bitnet-load".into());
+            let loading = loading.spawn_scoped(scope, load).map_err(refused)?;
+            loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn load_with(&self, plan: &ThreadPlan, begin: Instant) -> Result<BitNetModel, Error> {
         let device = self.config.device.resolve()?;
         let isa = self.config.simd_level.as_deref().map_or_else(|| Ok(Isa::best()), Isa::parse)?;
         let checkpoint = self.source.open(&self.config)?;
@@ -179,12 +200,9 @@ impl ModelBuilder {
             inference: self.inference.clone(),
         };
         let limits = engine.limits(&arch)?; // before the work of loading
-        let threads = match self.config.threads {
-            0 => automatic_threads(),
-            threads => threads,
-        };
-        let backend =
-            CpuBackend::new(isa, threads).map_err(|source| Error::Threads { threads, source })?;
+        let threads = plan.threads();
+        let backend = CpuBackend::with_plan(isa, plan)
+            .map_err(|source| Error::Threads { threads, source })?;
         let weights = ternary_weights(&arch);
         let backend = backend.with_packing(match self.config.packing {
             Some(packing) => PackingChoice::Fixed(packing),

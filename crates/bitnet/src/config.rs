@@ -1,6 +1,10 @@
 //! How to run a model.
 
+use bitnet_kernels::cpu::affinity;
 use bitnet_kernels::cpu::packed::Packing;
+use bitnet_kernels::cpu::placement::{PlacementConfig, PlacementError};
+use bitnet_kernels::cpu::plan::{ThreadConfig, ThreadPlan};
+use bitnet_kernels::cpu::pool::WaitPolicy;
 use bitnet_kernels::cpu::topology::Topology;
 use bitnet_kernels::device::Device;
 use bitnet_kernels::head::HeadType;
@@ -34,8 +38,24 @@ pub struct ModelConfig {
     /// assert_eq!(error.to_string(), "cuda:0 is not available: this program has the CPU backend only");
     /// ```
     pub device: Device,
-    /// Compute threads. 0: as many as [`automatic_threads`] says.
+    /// Compute threads for generating, where a step has few tokens. 0: [`automatic_threads`] at most; with more than four,
+    /// the first steps show how many are enough. Results are the same with any number.
     pub threads: usize,
+    /// Compute threads for prompts, where a step has many tokens. 0: as `threads`.
+    pub threads_batch: usize,
+    /// Which processors compute threads run on. Not possible on every system.
+    ///
+    /// ```
+    /// use bitnet::{ModelConfig, PlacementConfig};
+    ///
+    /// let config = ModelConfig {
+    ///     placement: PlacementConfig { cpus: vec![0, 1, 2, 3], ..Default::default() },
+    ///     ..Default::default()
+    /// };
+    /// ```
+    pub placement: PlacementConfig,
+    /// What compute threads do while they have no work.
+    pub wait_policy: WaitPolicy,
     /// Vector instructions by the name of their level (`avx2`). None: the fastest level that gave the right results when the
     /// program started. A level that this CPU does not have is an error. Results are the same with all.
     pub simd_level: Option<String>,
@@ -77,6 +97,9 @@ impl Default for ModelConfig {
         Self {
             device: Device::Auto,
             threads: 0,
+            threads_batch: 0,
+            placement: PlacementConfig::default(),
+            wait_policy: WaitPolicy::default(),
             simd_level: None,
             packing: None,
             use_mmap: true,
@@ -92,6 +115,20 @@ impl Default for ModelConfig {
 }
 
 impl ModelConfig {
+    /// How many compute threads this makes on the machine at hand, and where they run.
+    ///
+    /// # Errors
+    /// If threads cannot be placed as asked.
+    pub fn thread_plan(&self) -> Result<ThreadPlan, PlacementError> {
+        let config = ThreadConfig {
+            threads: self.threads,
+            threads_batch: self.threads_batch,
+            placement: self.placement.clone(),
+            wait: self.wait_policy,
+        };
+        ThreadPlan::new(&config, &Topology::detect(), affinity::current_cpu())
+    }
+
     pub(crate) fn open_options(&self) -> OpenOptions {
         let LoadingStrategy::MemoryMap = self.loading_strategy;
         OpenOptions {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bitnet_inference::{EngineError, InvalidConfig};
 use bitnet_kernels::cpu::isa::IsaError;
+use bitnet_kernels::cpu::placement::PlacementError;
 use bitnet_kernels::device::DeviceError;
 use bitnet_model::error::LoadError;
 use bitnet_model::tokenizer::{ChatError, TokenizerError};
@@ -61,6 +62,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Compute threads cannot be placed as asked.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
     /// Loading broke off.
     #[error("a bug ended the loading; its message is on stderr")]
     LoadingPanicked,
@@ -90,7 +94,10 @@ impl Error {
             Self::Device(_) => Some("use `auto` or `cpu`".into()),
             Self::Simd(error) => Some(error.help()),
             Self::Engine(error) => error.help(),
-            Self::Threads { .. } => Some("ask for fewer threads".into()),
+            Self::Threads { .. } => {
+                Some("ask for fewer threads, or let the system place them".into())
+            }
+            Self::Placement(error) => Some(error.help().into()),
             Self::Config(_) | Self::LoadingPanicked => None,
         }
     }

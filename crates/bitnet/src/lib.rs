@@ -39,6 +39,11 @@ pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
 pub use bitnet_kernels::cpu::level::{CpuFeatures, SimdLevel};
 pub use bitnet_kernels::cpu::packed::{Packing, UnknownPacking};
 pub use bitnet_kernels::cpu::packing::{ChosenPacking, PackingChoice, PackingReason};
+pub use bitnet_kernels::cpu::placement::{
+    Numa, Order, Pinning, PlacementConfig, PlacementError, Places,
+};
+pub use bitnet_kernels::cpu::plan::ThreadPlan;
+pub use bitnet_kernels::cpu::pool::WaitPolicy;
 pub use bitnet_kernels::device::{Device, DeviceError};
 pub use bitnet_kernels::head::{HeadType, UnknownHead};
 pub use bitnet_kernels::kv::KvType;

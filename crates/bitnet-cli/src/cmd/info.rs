@@ -8,13 +8,15 @@ pub use cpu::features;
 use std::io::{self, Write};
 
 use anyhow::Result;
+use bitnet::WaitPolicy;
+use bitnet_kernels::cpu::placement::ranges;
 use bitnet_kernels::cpu::topology::Topology;
 use serde_json::{Map, Value, json};
 
 use crate::args::{ModelSource, ThreadArgs};
 use crate::console::Console;
-use crate::report::Table;
-use crate::threads::{self, IGNORED, Threads};
+use crate::report::{Table, plural};
+use crate::threads::{self, Chosen, IGNORED};
 
 /// Show processors, SIMD levels, threads, and what a model file holds
 #[derive(clap::Args)]
@@ -43,8 +45,8 @@ pub fn run(args: &InfoArgs, console: &Console) -> Result<()> {
     let topology = Topology::detect();
     let mut sections = vec![cpu::processor(&topology), cpu::levels()];
     if !args.cpu {
-        let threads = threads::decide(args.threads.threads, threads::environment, &topology)?;
-        sections.push(threads_section(&threads, &topology));
+        let chosen = threads::choose(&args.threads, &threads::environment, &topology)?;
+        sections.push(threads_section(&chosen, &topology));
         sections.push(program());
     }
     if let Some(source) = &args.model {
@@ -62,12 +64,27 @@ pub fn run(args: &InfoArgs, console: &Console) -> Result<()> {
     Ok(out.flush()?)
 }
 
-fn threads_section(threads: &Threads, topology: &Topology) -> Section {
+fn threads_section(chosen: &Chosen, topology: &Topology) -> Section {
+    let Chosen { threads, plan, pin_rule, wait_rule, warnings, .. } = chosen;
+    let candidates: Vec<_> = plan.candidates().iter().map(usize::to_string).collect();
     let mut table = Table::facts();
     table.row(["threads", &threads.count.to_string()]);
     table.row(["rule", &threads.rule.to_string()]);
-    if let Some(warning) = threads.warning(topology) {
-        table.row(["warning", &warning]);
+    if !candidates.is_empty() {
+        let tried = format!("the first tokens choose among {}", candidates.join(", "));
+        table.row(["generating", &tried]);
+    }
+    table.row(["prompts", &plural(plan.batch, "thread")]);
+    table.row(["bound", &format!("{} ({pin_rule})", plan.placement.rule)]);
+    let mut first = 0;
+    for group in plan.placement.places.chunk_by(|a, b| a == b) {
+        let numbers: Vec<_> = (first..first + group.len()).collect();
+        table.row(["", &format!("thread {} on CPU {}", ranges(&numbers), ranges(&group[0]))]);
+        first += group.len();
+    }
+    table.row(["waiting", &format!("{} ({wait_rule})", wait(plan.wait))]);
+    for warning in warnings {
+        table.row(["warning", warning]);
     }
     let ignored: Vec<_> =
         IGNORED.iter().filter_map(|name| Some((*name, threads::environment(name)?))).collect();
@@ -78,10 +95,26 @@ fn threads_section(threads: &Threads, topology: &Topology) -> Section {
     let json = json!({
         "count": threads.count,
         "rule": threads.rule.to_string(),
+        "tried": plan.candidates(),
+        "batch": plan.batch,
         "available": topology.available(),
+        "placement": {
+            "rule": plan.placement.rule, "set_by": pin_rule, "cpus": plan.placement.places,
+        },
+        "wait": { "policy": wait(plan.wait), "set_by": wait_rule },
+        "warnings": warnings,
         "ignored": ignored.iter().map(|(name, _)| name).collect::<Vec<_>>(),
     });
     Section { title: "Threads", text: table.render("  "), json: ("threads", json) }
+}
+
+fn wait(policy: WaitPolicy) -> String {
+    match policy {
+        WaitPolicy::Balanced => "balanced".to_owned(),
+        WaitPolicy::Active => "active".to_owned(),
+        WaitPolicy::Passive => "passive".to_owned(),
+        WaitPolicy::Micros(micros) => format!("{micros} µs"),
+    }
 }
 
 fn program() -> Section {

@@ -52,13 +52,11 @@ fn more_threads_than_processors_are_used_with_a_warning() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn exactly_as_many_threads_compute_as_asked_for_and_as_there_are_processors() {
+fn exactly_as_many_threads_compute_as_asked_for() {
     use std::io::Read;
-    let processors = std::thread::available_parallelism().unwrap().get();
-    for (args, env, asked) in
-        [(&["-t", "1000"][..], None, 1000), (&[], Some("2"), 2), (&["-t", "1"], Some("2"), 1)]
+    for (args, env, expected) in
+        [(&["-t", "100"][..], None, 100), (&[], Some("2"), 2), (&["-t", "1"], Some("2"), 1)]
     {
-        let expected = processors.min(asked);
         let mut command = program();
         command.args(["run", "-p", "Once", "-n", "400", "--ignore-eos", "-q"]).args(args);
         command.envs(env.map(|count| ("OMP_NUM_THREADS", count)));
@@ -73,6 +71,111 @@ fn exactly_as_many_threads_compute_as_asked_for_and_as_there_are_processors() {
         child.wait().unwrap();
         assert_eq!(compute, expected, "{args:?} {env:?}");
     }
+}
+
+/// Affinity of the compute threads of a program that generates, by their names.
+#[cfg(target_os = "linux")]
+fn affinity(args: &[&str], env: &[(&str, &str)]) -> std::collections::BTreeMap<String, String> {
+    use std::io::Read;
+    let mut command = program();
+    command.args(["run", "-p", "Once", "-n", "400", "--ignore-eos", "-q"]).args(args);
+    command.envs(env.iter().copied());
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap(); // it computes
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+    let status = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("status"));
+    let texts: Vec<_> = tasks.filter_map(|task| status(task.ok()?).ok()).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.trim().to_owned()
+    };
+    let pairs = texts.iter().map(|t| (field(t, "Name:"), field(t, "Cpus_allowed_list:")));
+    pairs.filter(|(name, _)| name == "bitnet-engine" || name.starts_with("bitnet-w")).collect()
+}
+
+/// What `info --json` says about the processors that threads are bound to.
+fn places(args: &[&str], env: &[(&str, &str)]) -> Vec<Vec<usize>> {
+    serde_json::from_value(threads(env, args)["placement"]["cpus"].clone()).unwrap()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn threads_run_where_info_says() {
+    use bitnet_kernels::cpu::placement::ranges;
+    let all = affinity(&["-t", "2"], &[])["bitnet-w01"].clone();
+    for (args, env) in [
+        (&["-t", "2", "--pin"][..], &[][..]),
+        (&["-t", "2"], &[("OMP_PROC_BIND", "true"), ("OMP_PLACES", "cores")]),
+        (&["-t", "2", "--cpu-list", "0"], &[]),
+        (&["-t", "1", "-tb", "2", "--pin"], &[]),
+    ] {
+        let (found, said) = (affinity(args, env), places(args, env));
+        let said: Vec<_> = said.iter().map(|cpus| ranges(cpus)).collect();
+        let names = ["bitnet-engine", "bitnet-w01"];
+        assert_eq!(names.map(|name| found[name].clone()).to_vec(), said, "{args:?} {env:?}");
+    }
+    let free = affinity(&["-t", "2", "--no-pin"], &[("OMP_PROC_BIND", "true")]);
+    assert!(free.values().all(|cpus| *cpus == all), "{free:?}");
+}
+
+#[test]
+fn info_says_where_threads_run_and_why() {
+    let free = threads(&[], &[]);
+    assert_eq!(free["placement"]["set_by"], "default");
+    assert_eq!(free["placement"]["cpus"], serde_json::json!([]));
+    assert_eq!(free["wait"]["policy"], "balanced");
+    let passive = threads(&[("OMP_WAIT_POLICY", "passive")], &[]);
+    assert_eq!(
+        passive["wait"],
+        serde_json::json!({"policy": "passive", "set_by": "OMP_WAIT_POLICY"})
+    );
+    let batch = threads(&[("OMP_NUM_THREADS", "2")], &["-tb", "1"]);
+    assert_eq!((&batch["count"], &batch["batch"]), (&2.into(), &1.into()));
+    let warned = threads(&[("OMP_WAIT_POLICY", "lazy")], &[]);
+    assert!(warned["warnings"][0].as_str().unwrap().contains("OMP_WAIT_POLICY=lazy"), "{warned}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn pinned_threads_are_listed() {
+    let pinned = threads(&[("OMP_PROC_BIND", "true")], &["-t", "2"]);
+    assert_eq!(pinned["placement"]["set_by"], "OMP_PROC_BIND");
+    assert_eq!(pinned["placement"]["cpus"].as_array().unwrap().len(), 2);
+    let text = run(["info", "-t", "1", "--pin"]).text();
+    assert!(text.contains("one CPU each, SMT siblings last (--pin)"), "{text}");
+    assert!(text.contains("thread 0 on CPU "), "{text}");
+    let warned = run(["info", "--numa", "distribute"]).text();
+    let nodes = bitnet_kernels::cpu::topology::Topology::detect().nodes.len();
+    assert_eq!(warned.contains("one memory node"), nodes < 2, "{warned}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn processors_that_are_not_there_are_refused() {
+    for args in [["--cpu-list", "60000"], ["--cpu-list", "a"], ["--numa", "mirror"]] {
+        let end = run(["info"].into_iter().chain(args));
+        assert_eq!(end.code, Some(2), "{args:?} {}", end.stderr);
+        assert!(end.stderr.contains(args[1]), "{}", end.stderr);
+    }
+}
+
+#[test]
+fn places_for_another_machine_are_a_warning() {
+    let end = program_with(&[("OMP_PLACES", "{60000}")]);
+    assert_eq!(end.code, Some(0));
+    assert!(
+        cfg!(not(target_os = "linux")) || end.stderr.contains("OMP_PLACES is ignored"),
+        "{}",
+        end.stderr
+    );
+}
+
+fn program_with(env: &[(&str, &str)]) -> Run {
+    let mut command = program();
+    command.args(["run", "-p", "Once", "-n", "1"]).envs(env.iter().copied());
+    command.output().unwrap().into()
 }
 
 #[test]

@@ -11,6 +11,7 @@ use bitnet_inference::{
 };
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::cpu::pool::{PoolOptions, ThreadPool};
 use bitnet_model::decoder::Model;
 use bitnet_model::kv::page_bytes;
 
@@ -47,6 +48,15 @@ fn no_weight_is_packed_again_while_generating() {
     assert_eq!(tokens(&engine.submit(generate(&PROMPT, 100)).unwrap()).0.len(), 100);
     let ternary_tensors = model.config().num_hidden_layers * 7;
     assert_eq!(model.backend().matrices_packed(), ternary_tensors);
+}
+
+#[test]
+fn an_engine_that_cannot_take_its_place_does_not_start() {
+    let places = vec![vec![1 << 20]]; // no system has such a processor
+    let pool = ThreadPool::with_options(1, PoolOptions { places, ..PoolOptions::default() });
+    let model = load(TINY, CpuBackend::with_pool(Isa::best(), pool.unwrap()));
+    let error = spawn(model, &exact()).unwrap_err().to_string();
+    assert!(error.contains("cannot run on CPUs 1048576"), "{error}");
 }
 
 #[test]

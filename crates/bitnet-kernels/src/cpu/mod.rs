@@ -4,6 +4,7 @@
 #[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
 pub mod aarch64;
 pub mod ablation;
+pub mod affinity;
 mod attention;
 mod bitlinear;
 pub mod floats;
@@ -13,11 +14,14 @@ pub mod isa;
 pub mod level;
 pub mod packed;
 pub mod packing;
+pub mod placement;
+pub mod plan;
 pub mod pool;
 pub mod probe;
 pub(crate) mod product;
 pub mod selection;
 mod selftest;
+mod team;
 pub mod topology;
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
@@ -25,6 +29,7 @@ pub mod x86;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use crate::backend::{Backend, Gated, Norm, Span};
 use crate::dense::DenseMatrix;
@@ -41,7 +46,9 @@ use input::{Input, OwnInput, SharedInput};
 use isa::Isa;
 use packed::{PANEL_ROWS, PackedTernary};
 use packing::{ChosenPacking, PackingChoice};
-use pool::{Chain, Either, ThreadPool, chunks, stripes};
+use plan::ThreadPlan;
+use pool::{Chain, Either, PoolOptions, ThreadPool, chunks, stripes};
+use team::Team;
 
 /// Panels that a thread takes at a time at most: with 2560 columns 160 KB, which stay in its cache while tokens go by.
 const MAX_PANELS: usize = 16;
@@ -52,6 +59,7 @@ const TOKEN_BLOCK: usize = 48;
 pub struct CpuBackend {
     isa: Isa,
     pool: ThreadPool,
+    team: Team,
     packing: ChosenPacking,
     packed: AtomicUsize,
 }
@@ -99,20 +107,32 @@ pub struct CpuScratch {
 }
 
 impl CpuBackend {
-    /// Starts `threads` compute threads (the caller is the first of them) that use the instructions of `isa`; at most as
-    /// many as this process may have processors, since more of them only take turns: measured, 8 on 2 processors lose 37 %.
+    /// Starts `threads` compute threads (the caller is the first of them) that use the instructions of `isa`.
     ///
     /// # Errors
     /// If the system refuses a thread.
     pub fn new(isa: Isa, threads: usize) -> std::io::Result<Self> {
-        let processors = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
-        Ok(Self::with_pool(isa, ThreadPool::new(threads.min(processors))?))
+        Ok(Self::with_pool(isa, ThreadPool::new(threads)?))
+    }
+
+    /// Starts the threads of `plan`, which use the instructions of `isa`.
+    ///
+    /// # Errors
+    /// If the system refuses a thread, or to put one in its place.
+    pub fn with_plan(isa: Isa, plan: &ThreadPlan) -> std::io::Result<Self> {
+        let options = PoolOptions { wait: plan.wait, places: plan.placement.places.clone() };
+        let pool = ThreadPool::with_options(plan.threads(), options)?;
+        let team = Team::new(plan.decode, plan.batch, plan.tune);
+        Ok(Self { team, ..Self::with_pool(isa, pool) })
     }
 
     /// Computes with the threads of `pool`, however many these are, and the instructions of `isa`.
     pub fn with_pool(isa: Isa, pool: ThreadPool) -> Self {
-        tracing::debug!(simd = isa.name(), threads = pool.threads(), "SIMD level chosen");
-        Self { isa, pool, packing: ChosenPacking::default(), packed: AtomicUsize::new(0) }
+        let threads = pool.threads();
+        tracing::debug!(simd = isa.name(), threads, "SIMD level chosen");
+        let team = Team::new(threads, threads, false);
+        let packing = ChosenPacking::default();
+        Self { isa, pool, team, packing, packed: AtomicUsize::new(0) }
     }
 
     /// Packs weights as `choice` says, and not in two bits each.
@@ -188,6 +208,19 @@ impl Backend for CpuBackend {
     type Activations = Matrix;
     type KvLayer = KvLayer;
     type Scratch = CpuScratch;
+
+    fn attach(&self) -> std::io::Result<()> {
+        self.pool.attach()
+    }
+
+    fn step<R>(&self, tokens: usize, compute: impl FnOnce() -> R) -> R {
+        let threads = self.team.threads(tokens);
+        self.pool.set_team(threads);
+        let begin = Instant::now();
+        let result = compute();
+        self.team.finished(tokens, threads, begin.elapsed());
+        result
+    }
 
     fn upload_ternary(&self, weights: TernaryMatrix) -> CpuTernary {
         self.packed.fetch_add(1, Ordering::Relaxed);

@@ -9,14 +9,26 @@
     reason = "parts of one matrix go to different threads, and a job outlives no call"
 )]
 
+mod gate;
 mod split;
 
-use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+/// What the gate is made of; a test puts other things in their place.
+mod sync {
+    pub use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+    pub use std::sync::{Condvar, Mutex};
+    pub use std::thread::park;
+}
 
+use std::cell::UnsafeCell;
+use std::io;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::affinity;
+use gate::{Gate, MAX_THREADS, Padded, Patience};
 pub use split::{
     Chain, Chunks, Either, Items, Split, Stripe, Stripes, chunks, each, items, stripes,
 };
@@ -25,48 +37,83 @@ pub use split::{
 const SPINS: u32 = 200;
 /// How long a thread then lets others run between looks before it parks: longer than the gap between two steps.
 const YIELD_TIME: Duration = Duration::from_micros(200);
+/// The same as [`YIELD_TIME`] for threads that are to stay awake between the tokens of a slow client as well.
+const ACTIVE_TIME: Duration = Duration::from_millis(50);
 
 /// A fixed number of compute threads, the caller among them.
 pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    places: Vec<Vec<usize>>,
+    /// Threads that take part in the jobs to come.
+    team: AtomicUsize,
     /// Held while a job runs: one caller at a time.
     caller: Mutex<()>,
+}
+
+/// How the threads of a pool wait, and where they run.
+#[derive(Clone, Debug, Default)]
+pub struct PoolOptions {
+    /// What a thread without work does.
+    pub wait: WaitPolicy,
+    /// The processors of each thread, from the caller on; where there are none, or no entry, the system chooses.
+    pub places: Vec<Vec<usize>>,
+}
+
+/// What a compute thread without work does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WaitPolicy {
+    /// Looks for work for 0.2 ms, which covers the gaps within an answer, then sleeps.
+    #[default]
+    Balanced,
+    /// Looks for work for 50 ms, letting others run in between.
+    Active,
+    /// Sleeps at once.
+    Passive,
+    /// Looks for work for so many microseconds.
+    Micros(u32),
+}
+
+impl WaitPolicy {
+    fn patience(self) -> Patience {
+        let yields = match self {
+            Self::Balanced => YIELD_TIME,
+            Self::Active => ACTIVE_TIME,
+            Self::Passive => Duration::ZERO,
+            Self::Micros(micros) => Duration::from_micros(micros.into()),
+        };
+        Patience { spins: if yields.is_zero() { 0 } else { SPINS }, yields }
+    }
+}
+
+impl FromStr for WaitPolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "balanced" => Self::Balanced,
+            "active" => Self::Active,
+            "passive" => Self::Passive,
+            _ => Self::Micros(
+                text.parse().map_err(|_| "expected balanced, active, passive or microseconds")?,
+            ),
+        })
+    }
 }
 
 /// A job: called once at most on every thread, with the thread's number.
 type Job<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// Alone on its cache lines (two, because processors fetch them in pairs).
-#[repr(align(128))]
-struct Padded<T>(T);
-
 struct Shared {
-    /// The number of the job ([`EPOCH`]), whether it may be begun ([`OPEN`]), and how many workers are in it.
-    state: Padded<AtomicU64>,
+    gate: Gate,
     job: UnsafeCell<Option<*const Job<'static>>>,
     /// The next part of each thread's run.
     cursors: Box<[Padded<AtomicUsize>]>,
     panicked: AtomicBool,
-    stop: AtomicBool,
-    /// Workers that are parked or about to be.
-    parked: AtomicU32,
-    /// The caller waits for the last worker to leave.
-    caller_parked: AtomicBool,
-    park: Mutex<()>,
-    wake: Condvar,
-    wake_caller: Condvar,
 }
 
-/// The lowest bit of the job's number.
-const EPOCH: u64 = 1 << 32;
-/// Set while workers may begin the job.
-const OPEN: u64 = 1 << 31;
-/// The workers in the job.
-const ACTIVE: u64 = OPEN - 1;
-
-// SAFETY: `job` is written only by the thread that holds `caller`, while the state is not open and no worker is active,
-// which is when no worker reads it; the pointee is `Sync`. Everything else is atomics and locks.
+// SAFETY: `job` is written only by the thread that holds `caller`, while the gate is closed and no worker inside, which is
+// when no worker reads it; the pointee is `Sync`. Everything else is atomics and locks.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer may move between threads because the pointee is `Sync`.
 unsafe impl Send for Shared {}
@@ -80,33 +127,70 @@ impl ThreadPool {
     ///
     /// # Errors
     /// If the system refuses a thread.
-    pub fn new(threads: usize) -> std::io::Result<Self> {
+    pub fn new(threads: usize) -> io::Result<Self> {
+        Self::with_options(threads, PoolOptions::default())
+    }
+
+    /// The same with options. Workers go to their places before they work; the caller does with [`Self::attach`].
+    ///
+    /// # Errors
+    /// If the system refuses a thread, or to put one in its place.
+    pub fn with_options(threads: usize, options: PoolOptions) -> io::Result<Self> {
         let threads = threads.max(1);
+        if threads > MAX_THREADS {
+            let message = format!("{threads} threads are more than {MAX_THREADS}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
         let shared = Arc::new(Shared {
-            state: Padded(AtomicU64::new(0)),
+            gate: Gate::new(threads, options.wait.patience()),
             job: UnsafeCell::new(None),
             cursors: (0..threads).map(|_| Padded(AtomicUsize::new(0))).collect(),
             panicked: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
-            parked: AtomicU32::new(0),
-            caller_parked: AtomicBool::new(false),
-            park: Mutex::new(()),
-            wake: Condvar::new(),
-            wake_caller: Condvar::new(),
         });
-        let mut pool = Self { shared, workers: Vec::new(), caller: Mutex::new(()) };
+        let (team, caller) = (AtomicUsize::new(threads), Mutex::new(()));
+        let mut pool = Self { shared, workers: Vec::new(), places: options.places, team, caller };
+        let (sender, placed) = mpsc::channel();
         for index in 1..threads {
-            let shared = Arc::clone(&pool.shared);
+            let (shared, sender) = (Arc::clone(&pool.shared), sender.clone());
+            let place = pool.place(index).to_vec();
+            let work = move || {
+                let result = affinity::bind(&place);
+                let bound = result.is_ok();
+                let _ = sender.send(result); // received below
+                drop(sender);
+                if bound {
+                    shared.work(index);
+                }
+            };
             let name = format!("bitnet-w{index:02}");
-            pool.workers
-                .push(std::thread::Builder::new().name(name).spawn(move || shared.work(index))?);
+            pool.workers.push(std::thread::Builder::new().name(name).spawn(work)?);
         }
+        drop(sender);
+        placed.into_iter().collect::<io::Result<()>>()?;
         Ok(pool)
+    }
+
+    /// Puts the calling thread, which is to hand in the jobs, in the first thread's place.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn attach(&self) -> io::Result<()> {
+        affinity::bind(self.place(0))
+    }
+
+    fn place(&self, thread: usize) -> &[usize] {
+        self.places.get(thread).map_or(&[], Vec::as_slice)
     }
 
     /// Compute threads, the caller included.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Lets the first `threads` threads alone take part in the jobs to come. The others sleep. Callers that share a pool
+    /// share this.
+    pub fn set_team(&self, threads: usize) {
+        self.team.store(threads.clamp(1, self.threads()), Ordering::Relaxed);
     }
 
     /// Calls `work(index, part)` once for every part, on any thread, and returns when all are done.
@@ -128,9 +212,10 @@ impl ThreadPool {
         parts: S,
         work: impl Fn(&mut M, usize, S::Part) + Sync,
     ) {
-        let (threads, count) = (self.threads(), parts.parts());
-        assert!(memory.len() >= threads, "every thread has working memory");
-        if threads == 1 || count <= 1 {
+        assert!(memory.len() >= self.threads(), "every thread has working memory");
+        let count = parts.parts();
+        let threads = self.team.load(Ordering::Relaxed).min(count);
+        if threads <= 1 {
             for index in 0..count {
                 // SAFETY: each index occurs once, and is in bounds.
                 work(&mut memory[0], index, unsafe { parts.part(index) });
@@ -140,11 +225,11 @@ impl ThreadPool {
         let _one_at_a_time = lock(&self.caller);
         let start_of = |thread: usize| count * thread / threads;
         let cursors = &self.shared.cursors;
-        for (thread, cursor) in cursors.iter().enumerate() {
+        for (thread, cursor) in cursors[..threads].iter().enumerate() {
             cursor.0.store(start_of(thread), Ordering::Relaxed);
         }
         let memory = items(memory);
-        self.run(&|thread| {
+        self.run(threads, &|thread| {
             // SAFETY: `thread` is less than `threads`, and `run` calls this once for each thread at most.
             let memory = unsafe { memory.part(thread) };
             for owner in (thread..threads).chain(0..thread) {
@@ -162,8 +247,8 @@ impl ThreadPool {
         });
     }
 
-    /// Calls `job` here and on every worker that comes in time, and returns when all that came have left.
-    fn run(&self, job: &Job<'_>) {
+    /// Calls `job` here and on every worker below `threads` that comes in time, and returns when all that came have left.
+    fn run(&self, threads: usize, job: &Job<'_>) {
         let shared = &*self.shared;
         // SAFETY: this only erases the lifetime. Workers use the job between entering and leaving it; `Finish` keeps others
         // from entering and waits until all have left, even if `job` panics here.
@@ -172,8 +257,8 @@ impl ThreadPool {
         };
         // SAFETY: the last job is closed and was left by all, so no worker reads `job`; `caller` excludes other writers.
         unsafe { *shared.job.get() = Some(erased) };
-        shared.open();
-        let finish = Finish(shared);
+        shared.gate.open(threads, |worker| self.wake(worker));
+        let finish = Finish(&shared.gate);
         job(0);
         drop(finish);
         assert!(
@@ -181,15 +266,17 @@ impl ThreadPool {
             "a compute thread panicked; its message is above"
         );
     }
+
+    fn wake(&self, worker: usize) {
+        if let Some(worker) = self.workers.get(worker - 1) {
+            worker.thread().unpark();
+        }
+    }
 }
 
 impl Drop for ThreadPool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        {
-            let _park = lock(&self.shared.park);
-            self.shared.wake.notify_all();
-        }
+        self.shared.gate.stop(|worker| self.wake(worker));
         for worker in self.workers.drain(..) {
             let _ = worker.join(); // workers catch panics of their jobs
         }
@@ -197,130 +284,32 @@ impl Drop for ThreadPool {
 }
 
 /// Closes the job and waits until all workers have left it when it goes out of scope, also while the caller unwinds.
-struct Finish<'a>(&'a Shared);
+struct Finish<'a>(&'a Gate);
 
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
-        let shared = self.0;
-        let mut state = shared.state.0.fetch_and(!OPEN, Ordering::AcqRel) & !OPEN;
-        let left = |state: u64| state & ACTIVE == 0;
-        if left(state) || wait_until(|| left(shared.state.0.load(Ordering::Acquire))) {
-            return;
-        }
-        let mut park = lock(&shared.park);
-        shared.caller_parked.store(true, Ordering::SeqCst);
-        loop {
-            state = shared.state.0.load(Ordering::SeqCst);
-            if left(state) {
-                break;
-            }
-            park = shared.wake_caller.wait(park).unwrap_or_else(PoisonError::into_inner);
-        }
-        shared.caller_parked.store(false, Ordering::SeqCst);
+        self.0.close();
     }
-}
-
-/// Spins, then lets other threads run, until `done` or for [`YIELD_TIME`]; returns whether it was done.
-fn wait_until(done: impl Fn() -> bool) -> bool {
-    for _ in 0..SPINS {
-        if done() {
-            return true;
-        }
-        std::hint::spin_loop();
-    }
-    let begin = Instant::now();
-    while begin.elapsed() < YIELD_TIME {
-        if done() {
-            return true;
-        }
-        // If there are more threads than processors, this lets the ones work that the others wait for.
-        std::thread::yield_now();
-    }
-    done()
 }
 
 impl Shared {
-    /// Makes the next job known.
-    fn open(&self) {
-        let state = self.state.0.load(Ordering::Relaxed);
-        // A worker counts itself as parked before it looks at the state for the last time, and here it is the other way
-        // around: with sequentially consistent order one of the two sees the other.
-        self.state.0.store((state & !(EPOCH - 1)).wrapping_add(EPOCH) | OPEN, Ordering::SeqCst);
-        if self.parked.load(Ordering::SeqCst) > 0 {
-            let _park = lock(&self.park);
-            self.wake.notify_all();
-        }
-    }
-
     /// A worker's life.
     fn work(&self, index: usize) {
         let mut done = 0;
-        while let Some(epoch) = self.enter(done) {
-            done = epoch;
-            // SAFETY: this worker is counted in an open job, so the caller keeps the job alive, and `job` unchanged, until
-            // the worker has left.
+        while self.gate.enter(index, &mut done) {
+            // SAFETY: this worker is inside an open job, so the caller keeps the job alive, and `job` unchanged, until the
+            // worker has left.
             let job = unsafe { (*self.job.get()).map(|job| &*job) };
             let run = || job.into_iter().for_each(|job| job(index));
             if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
-            self.leave();
-        }
-    }
-
-    /// Waits for a job other than `done` and enters it. None if the pool is dropped.
-    fn enter(&self, done: u64) -> Option<u64> {
-        loop {
-            if wait_until(|| self.is_news(done)) || self.park(done) {
-                let state = self.state.0.load(Ordering::Acquire);
-                if self.stop.load(Ordering::Relaxed) {
-                    return None;
-                }
-                if !enterable(state, done) {
-                    continue;
-                }
-                let entered = self.state.0.compare_exchange(
-                    state,
-                    state + 1,
-                    Ordering::AcqRel,
-                    Ordering::Relaxed,
-                );
-                if entered.is_ok() {
-                    return Some(state / EPOCH);
-                }
-            }
-        }
-    }
-
-    fn is_news(&self, done: u64) -> bool {
-        enterable(self.state.0.load(Ordering::SeqCst), done) || self.stop.load(Ordering::SeqCst)
-    }
-
-    /// Sleeps until there is a job to enter, or the pool is dropped.
-    fn park(&self, done: u64) -> bool {
-        let mut park = lock(&self.park);
-        self.parked.fetch_add(1, Ordering::SeqCst);
-        while !self.is_news(done) {
-            park = self.wake.wait(park).unwrap_or_else(PoisonError::into_inner);
-        }
-        self.parked.fetch_sub(1, Ordering::SeqCst);
-        true
-    }
-
-    fn leave(&self) {
-        let state = self.state.0.fetch_sub(1, Ordering::SeqCst) - 1;
-        let last = state & (OPEN | ACTIVE) == 0;
-        if last && self.caller_parked.load(Ordering::SeqCst) {
-            let _park = lock(&self.park);
-            self.wake_caller.notify_one();
+            self.gate.leave();
         }
     }
 }
 
-/// Whether a job may be begun that is not `done`.
-fn enterable(state: u64, done: u64) -> bool {
-    state & OPEN != 0 && state / EPOCH != done
-}
-
+#[cfg(test)]
+mod explored;
 #[cfg(test)]
 mod tests;

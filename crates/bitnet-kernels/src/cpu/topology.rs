@@ -6,17 +6,21 @@
 mod cgroup;
 mod parse;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Read;
 
 pub use cgroup::Quota;
-use parse::{cpu_list, number, size};
+pub use parse::cpu_list;
+use parse::{number, size};
 
 /// Longest text that is read from one file: `/proc/cpuinfo` of a machine with 4096 processors has some 6 MB.
 const MAX_TEXT: u64 = 16 << 20;
+
+/// Threads at most where cores cannot be told from their siblings, and fast ones from slow ones.
+const UNKNOWN_THREADS: usize = 8;
 
 /// The processors of this machine and this process's share of them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,10 +31,16 @@ pub struct Topology {
     pub cpus: Vec<Cpu>,
     /// Numbers of the logical processors that this process may run on: its affinity mask.
     pub allowed: Vec<usize>,
+    /// What else narrowed `allowed`, such as `the CPU list`.
+    pub narrowed_by: Option<String>,
+    /// Nothing is known about the processors but their number.
+    pub unknown: bool,
     /// Data and unified caches, from the first level up, each physical cache once.
     pub caches: Vec<Cache>,
     /// Memory nodes; a machine with one kind of memory has one.
     pub nodes: Vec<Node>,
+    /// Whether the kernel moves memory between nodes by itself.
+    pub numa_balancing: bool,
     /// The tightest limit on processor time among this process's control group and its parents.
     pub quota: Option<Quota>,
     /// What kind of virtual machine this is, if it is one.
@@ -111,7 +121,12 @@ impl Topology {
         }
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let cpu = |id| Cpu { id, package: 0, core: id, class: CpuClass::Performance };
-        Self { cpus: (0..cpus).map(cpu).collect(), allowed: (0..cpus).collect(), ..found }
+        Self {
+            cpus: (0..cpus).map(cpu).collect(),
+            allowed: (0..cpus).collect(),
+            unknown: true,
+            ..found
+        }
     }
 
     /// Reads the topology from texts by their path, `None` where there is no such file.
@@ -129,8 +144,13 @@ impl Topology {
             model_name: parse::model_name(&cpuinfo),
             allowed: mask.map_or_else(|| online.clone(), |mask| common(&mask, &online)),
             cpus: online.iter().map(cpu).collect(),
+            narrowed_by: None,
+            unknown: false,
             caches,
             nodes: nodes(read),
+            numa_balancing: read("/proc/sys/kernel/numa_balancing")
+                .and_then(|text| number(&text))
+                .is_some_and(|mode| mode > 0),
             quota: cgroup::quota(read),
             virtual_machine: virtual_machine(&cpuinfo, read),
             memory: read("/proc/meminfo").and_then(|text| parse::memory(&text)),
@@ -176,6 +196,10 @@ impl Topology {
                 return Recommendation { threads: whole, reason: quota.to_string() };
             }
         }
+        if self.unknown && threads > UNKNOWN_THREADS {
+            let reason = format!("{UNKNOWN_THREADS} of {threads} CPUs, whose cores are unknown");
+            return Recommendation { threads: UNKNOWN_THREADS, reason };
+        }
         Recommendation { threads, reason: self.reason(threads, slow) }
     }
 
@@ -189,7 +213,8 @@ impl Topology {
         }
         if self.allowed.len() < self.cpus.len() {
             reason += &format!(
-                ", within the affinity mask ({} of {} CPUs)",
+                ", within {} ({} of {} CPUs)",
+                self.narrowed_by.as_deref().unwrap_or("the affinity mask"),
                 self.allowed.len(),
                 self.cpus.len()
             );

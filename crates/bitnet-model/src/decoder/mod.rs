@@ -122,6 +122,17 @@ impl<B: Backend> Model<B> {
             batch.ids.iter().all(|&id| (id as usize) < self.config.vocab_size),
             "callers check token ids"
         );
+        self.backend.step(batch.ids.len(), || self.compute(batch, kv, scratch, observe));
+        &scratch.logits
+    }
+
+    fn compute(
+        &self,
+        batch: &Batch,
+        kv: &mut KvCache<B>,
+        scratch: &mut Scratch<B>,
+        observe: &mut dyn FnMut(Point, &B::Activations),
+    ) {
         scratch.rope.fill(&self.inverse_frequencies, &batch.positions);
         self.backend.embed(&self.embed_tokens, &batch.ids, &mut scratch.hidden);
         for (index, (layer, kv)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
@@ -156,7 +167,6 @@ impl<B: Backend> Model<B> {
             &self.lm_head,
             &mut scratch.logits,
         );
-        &scratch.logits
     }
 
     fn attention(&self, layer: &Layer<B>, batch: &Batch, kv: &mut B::KvLayer, s: &mut Scratch<B>) {

@@ -1,6 +1,7 @@
 //! The library as its users see it.
 
 mod generate;
+mod idle;
 mod load;
 mod perplexity;
 mod support;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bitnet::{CpuFeatures, Isa};
+use bitnet_kernels::cpu::placement::ranges;
 use bitnet_kernels::cpu::selection::{Candidate, Verdict};
 use bitnet_kernels::cpu::topology::{CpuClass, Memory, Topology};
 use serde_json::{Value, json};
@@ -96,15 +97,6 @@ fn cpus(ids: &[usize]) -> String {
     format!("{} by the affinity mask: {}", plural(ids.len(), "CPU"), ranges(ids))
 }
 
-/// `0-3,8`.
-fn ranges(ids: &[usize]) -> String {
-    let runs = ids.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
-        [one] => one.to_string(),
-        _ => format!("{}-{}", run[0], run[run.len() - 1]),
-    });
-    runs.collect::<Vec<_>>().join(",")
-}
-
 /// Features of this processor that kernels use or ask for.
 pub fn features() -> Vec<&'static str> {
     let f = CpuFeatures::detect();
@@ -156,15 +148,5 @@ fn self_test(candidate: &Candidate) -> &'static str {
         Verdict::Chosen | Verdict::Slower | Verdict::Superseded(_) => "passed",
         Verdict::Wrong(_) => "failed",
         Verdict::Missing(_) => "-",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_of_numbers_are_shortened() {
-        assert_eq!([ranges(&[0, 1, 2, 3, 8]), ranges(&[5]), ranges(&[])], ["0-3,8", "5", ""]);
     }
 }

@@ -31,7 +31,7 @@ fn each_thread_has_memory_of_its_own() {
 fn workers_park_and_wake_again() {
     let pool = ThreadPool::new(3).unwrap();
     for _ in 0..3 {
-        while pool.shared.parked.load(Ordering::SeqCst) < 2 {
+        while !(1..3).all(|worker| pool.shared.gate.sleeps(worker)) {
             std::thread::sleep(Duration::from_millis(1));
         }
         let mut values = [0; 64];
@@ -109,4 +109,81 @@ fn chunks_cover_a_slice_and_a_chain_is_one_after_the_other() {
         Either::Second(chunk) => chunk.fill(index),
     });
     assert_eq!((short, long), ([0, 1, 2], [3, 3, 3, 4, 4, 4, 5]));
+}
+
+#[test]
+fn a_team_leaves_the_other_threads_asleep() {
+    let pool = ThreadPool::new(4).unwrap();
+    for (team, expected) in [(2, 2), (1, 1), (0, 1), (9, 4), (3, 3)] {
+        pool.set_team(team);
+        let seen = Mutex::new(std::collections::BTreeSet::new());
+        for _ in 0..20 {
+            let mut numbers = [0, 1, 2, 3]; // the memory that a thread has says which one it is
+            pool.for_each_with(&mut numbers, 0..100, |number, _, _| {
+                std::hint::black_box((0..1000).sum::<usize>());
+                lock(&seen).insert(*number);
+            });
+        }
+        let seen = seen.into_inner().unwrap();
+        assert!(seen.iter().all(|number| *number < expected), "{team}: {seen:?}");
+    }
+}
+
+#[test]
+fn a_pool_works_with_every_patience() {
+    for wait in ["passive", "active", "balanced", "0", "20"] {
+        let options = PoolOptions { wait: wait.parse().unwrap(), ..PoolOptions::default() };
+        let pool = ThreadPool::with_options(3, options).unwrap();
+        let mut values = [0; 64];
+        for _ in 0..100 {
+            pool.for_each(items(&mut values), |_, value| *value += 1);
+        }
+        assert_eq!(values, [100; 64], "{wait}");
+    }
+    assert!(WaitPolicy::from_str("-1").is_err() && WaitPolicy::from_str("").is_err());
+}
+
+#[test]
+fn more_than_sixty_four_threads_are_woken() {
+    let pool = ThreadPool::new(70).unwrap();
+    while !(1..70).all(|worker| pool.shared.gate.sleeps(worker)) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // Each part waits for all others, so every thread has one.
+    let all = std::sync::Barrier::new(70);
+    pool.for_each(0..70, |_, _| {
+        all.wait();
+    });
+}
+
+#[test]
+fn too_many_threads_are_refused() {
+    assert_eq!(ThreadPool::new(1 << 20).err().unwrap().kind(), io::ErrorKind::InvalidInput);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_run_where_they_are_put() {
+    let allowed = crate::cpu::topology::Topology::detect().allowed;
+    let places: Vec<_> = (0..3).map(|thread| vec![allowed[thread % allowed.len()]]).collect();
+    let options = PoolOptions { places: places.clone(), ..PoolOptions::default() };
+    let pool = ThreadPool::with_options(3, options).unwrap();
+    std::thread::scope(|scope| {
+        // On a thread that ends, so that the test's own may go where it likes.
+        scope.spawn(|| {
+            pool.attach().unwrap();
+            let all = std::sync::Barrier::new(3);
+            let mut numbers = [0, 1, 2];
+            pool.for_each_with(&mut numbers, 0..3, |number, _, _| {
+                all.wait();
+                assert_eq!(affinity::current(), places[*number], "thread {number}");
+            });
+        });
+    });
+}
+
+#[test]
+fn a_place_that_does_not_exist_is_an_error() {
+    let options = PoolOptions { places: vec![vec![], vec![1 << 20]], ..PoolOptions::default() };
+    assert!(ThreadPool::with_options(2, options).is_err());
 }

@@ -19,7 +19,7 @@ pub(super) const HYPERVISORS: [&str; 9] = [
 ];
 
 /// A list such as `0-3,8,10-11`, in order and without repetitions. `None` if it is garbled; an empty text is an empty list.
-pub(super) fn cpu_list(text: &str) -> Option<Vec<usize>> {
+pub fn cpu_list(text: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
     for part in text.trim().split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

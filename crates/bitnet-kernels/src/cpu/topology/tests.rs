@@ -3,11 +3,11 @@ use std::collections::HashMap;
 
 /// Files by their path, as a machine would show them.
 #[derive(Clone, Default)]
-struct Machine(HashMap<String, String>);
+pub(crate) struct Machine(HashMap<String, String>);
 
 impl Machine {
     /// `cores` physical cores with `smt` logical processors each, numbered as Linux does: all first siblings first.
-    fn new(cores: usize, smt: usize) -> Self {
+    pub(crate) fn new(cores: usize, smt: usize) -> Self {
         let mut machine = Self::default();
         machine.set("/sys/devices/system/cpu/online", &format!("0-{}", cores * smt - 1));
         for id in 0..cores * smt {
@@ -24,38 +24,38 @@ impl Machine {
         machine
     }
 
-    fn set(&mut self, path: &str, text: &str) {
+    pub(crate) fn set(&mut self, path: &str, text: &str) {
         self.0.insert(path.to_owned(), format!("{text}\n"));
     }
 
-    fn with(mut self, path: &str, text: &str) -> Self {
+    pub(crate) fn with(mut self, path: &str, text: &str) -> Self {
         self.set(path, text);
         self
     }
 
-    fn without(mut self, part: &str) -> Self {
+    pub(crate) fn without(mut self, part: &str) -> Self {
         self.0.retain(|path, _| !path.contains(part));
         self
     }
 
-    fn topology(&mut self, id: usize, name: &str, text: &str) {
+    pub(crate) fn topology(&mut self, id: usize, name: &str, text: &str) {
         self.set(&format!("/sys/devices/system/cpu/cpu{id}/topology/{name}"), text);
     }
 
-    fn cache(&mut self, id: usize, index: usize, facts: [&str; 4]) {
+    pub(crate) fn cache(&mut self, id: usize, index: usize, facts: [&str; 4]) {
         for (name, text) in ["level", "type", "size", "shared_cpu_list"].iter().zip(facts) {
             self.set(&format!("/sys/devices/system/cpu/cpu{id}/cache/index{index}/{name}"), text);
         }
     }
 
-    fn allowed(self, list: &str) -> Self {
+    pub(crate) fn allowed(self, list: &str) -> Self {
         self.with(
             "/proc/self/status",
             &format!("Name:\tx\nCpus_allowed:\tf\nCpus_allowed_list:\t{list}"),
         )
     }
 
-    fn topology_of(&self) -> Topology {
+    pub(crate) fn topology_of(&self) -> Topology {
         Topology::from_files(&|path| self.0.get(path).cloned())
     }
 }
@@ -113,6 +113,7 @@ fn a_quota_limits_threads_to_whole_processors() {
             .with("/sys/fs/cgroup/cpu.max", quota)
     };
     check_threads(limited("350000 100000"), 3, "control group quota of 3.5 CPUs");
+    check_threads(limited("150000 100000"), 1, "control group quota of 1.5 CPUs");
     check_threads(limited("50000 100000"), 1, "control group quota of 0.5 CPUs");
     check_threads(limited("1600000 100000"), 8, "one for each of 8 physical cores");
     assert_eq!(limited("350000 100000").topology_of().available(), 4);
@@ -187,7 +188,7 @@ fn a_mount_point_with_a_blank_is_found() {
 }
 
 /// Two P-cores with SMT (0-3), four E-cores (4-7), two low-power E-cores without L3 (8-9): an Intel 155U in small.
-fn intel_hybrid() -> Machine {
+pub(crate) fn intel_hybrid() -> Machine {
     let mut machine = Machine::new(10, 1)
         .without("index3")
         .with("/sys/devices/cpu_core/cpus", "0-3")
@@ -274,6 +275,36 @@ fn processors_are_counted_from_cpuinfo_where_sys_is_missing() {
         "processor\t: 0\nmodel name\t: A  B\u{7} C\nprocessor\t: 1\nprocessor\t: 99999999999\n";
     let topology = Machine::default().with("/proc/cpuinfo", cpuinfo).topology_of();
     assert_eq!((topology.cpus.len(), topology.model_name.as_deref()), (2, Some("A B C")));
+}
+
+#[test]
+fn a_machine_without_topology_has_a_core_for_each_processor() {
+    let machine = Machine::new(4, 2).without("/topology/").without("/cache/").allowed("0-5");
+    let reason = "one for each of 6 physical cores, within the affinity mask (6 of 8 CPUs)";
+    check_threads(machine, 6, reason);
+}
+
+#[test]
+fn unknown_processors_are_used_up_to_eight() {
+    let unknown = |count| {
+        let machine = Machine::new(count, 1).topology_of();
+        Topology { unknown: true, ..machine }.recommended_threads()
+    };
+    let many = unknown(20);
+    let reason = "8 of 20 CPUs, whose cores are unknown";
+    assert_eq!((many.threads, many.reason.as_str()), (8, reason));
+    assert_eq!(unknown(6).threads, 6);
+}
+
+#[test]
+fn memory_that_moves_between_nodes_is_noticed() {
+    let moves = |text| {
+        Machine::new(1, 1)
+            .with("/proc/sys/kernel/numa_balancing", text)
+            .topology_of()
+            .numa_balancing
+    };
+    assert_eq!(["0", "1", "2", "x"].map(moves), [false, true, true, false]);
 }
 
 #[test]
