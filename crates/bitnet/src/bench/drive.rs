@@ -138,12 +138,22 @@ pub(super) fn windows(
     prompts: Vec<Vec<u32>>,
     windows: &Windows,
 ) -> Result<(Vec<f64>, Vec<u32>), Error> {
-    let sequences = prompts.len();
-    let lead = windows.lead(sequences, engine.limits().max_batch_tokens);
-    let timed = generate(engine, prompts, 1 + windows.total() + lead)?;
-    let times: Vec<&[Instant]> = timed.iter().map(|one| &one.at[..]).collect();
-    let rates = rates(&times, windows);
-    Ok((rates, timed.into_iter().next().map(|one| one.ids).unwrap_or_default()))
+    let limits = engine.limits();
+    let mut lead = windows.lead(prompts.len(), limits.max_batch_tokens);
+    loop {
+        let tokens = 1 + windows.total() + lead;
+        let timed = generate(engine, prompts.clone(), tokens)?;
+        let times: Vec<&[Instant]> = timed.iter().map(|one| &one.at[..]).collect();
+        let rates = rates(&times, windows);
+        // A small model may have answered the first request before the last one is handed in; longer answers overlap.
+        let longer = windows.prompt + tokens + lead.max(64) <= limits.max_seq_len;
+        if rates.len() == windows.count || !longer {
+            let mut ids = timed.into_iter().next().map(|one| one.ids).unwrap_or_default();
+            ids.truncate(1 + windows.total()); // as many in every case
+            return Ok((rates, ids));
+        }
+        lead += lead.max(64);
+    }
 }
 
 /// Counted from the moment when the last sequence has its first token; all tokens of a step have the same time.
