@@ -1,6 +1,6 @@
 //! What an int8 output head costs in quality, beside the head as the model file has it.
 //!
-//! `cargo run --release -p bitnet --example head_quality -- TEXT [MODEL]`
+//! `cargo run --release -p bitnet --example head_quality -- TEXT MODEL`
 //!
 //! Prints the perplexity of both on a text in windows of 512 tokens, the divergence of their predictions (KL, in nats), how
 //! often they agree on the likeliest token, and the same for random rows, as wide as those of 2B4T and without a model.
@@ -16,18 +16,15 @@ const WINDOW: usize = 512;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let text = std::fs::read_to_string(args.next().ok_or("give a file with text")?)?;
-    of_model(&text, args.next().as_deref())?;
+    of_model(&text, &args.next().ok_or("give a model as well")?)?;
     of_random_rows();
     Ok(())
 }
 
-fn of_model(text: &str, path: Option<&str>) -> Result<(), Box<dyn std::error::Error>> {
+fn of_model(text: &str, path: &str) -> Result<(), Box<dyn std::error::Error>> {
     let load = |head| {
-        let builder = match path {
-            Some(path) => BitNetModel::from_pretrained(path),
-            None => BitNetModel::demo(),
-        };
-        builder.with_config(ModelConfig { head, ..Default::default() }).load()
+        let config = ModelConfig { head, ..Default::default() };
+        BitNetModel::from_pretrained(path).with_config(config).load()
     };
     let (file, int8) = (load(HeadType::File)?, load(HeadType::Int8)?);
     let ids = file.encode(&text.into())?;
