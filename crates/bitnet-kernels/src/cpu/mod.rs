@@ -38,7 +38,7 @@ use head::split::SplitRows;
 use input::{Input, OwnInput, SharedInput};
 use isa::Isa;
 use packed::{PANEL_ROWS, PackedTernary};
-use pool::{Chain, Either, Stripe, ThreadPool, chunks, stripes};
+use pool::{Chain, Either, ThreadPool, chunks, stripes};
 
 /// Panels that a thread takes at a time at most: with 2560 columns 160 KB, which stay in its cache while tokens go by.
 const MAX_PANELS: usize = 16;
