@@ -51,6 +51,13 @@ pub struct Entry {
     pub outputs: std::ops::Range<usize>,
 }
 
+impl Entry {
+    /// Tokens to compute, with those of the draft.
+    pub fn tokens(&self) -> usize {
+        self.count + self.draft.len()
+    }
+}
+
 /// How a sequence ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finished {

@@ -3,10 +3,12 @@
 //! Shapes are `[tokens, features]` row-major. A batch is flat: its tokens may belong to many sequences.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::dense::DenseMatrix;
 use crate::head::{HeadType, InvalidHead};
 use crate::kv::KvShape;
+use crate::profile::Profile;
 use crate::scalar::elementwise::Activation;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
@@ -56,6 +58,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn attach(&self) -> std::io::Result<()> {
         Ok(())
     }
+
+    /// What takes the time of steps, when asked to.
+    fn profile(&self) -> &Arc<Profile>;
 
     /// Runs `compute`, which makes one step of `tokens` tokens; a backend may choose how many threads take part.
     fn step<R>(&self, tokens: usize, compute: impl FnOnce() -> R) -> R {

@@ -1,8 +1,8 @@
 //! A backend that can be told to fail, to wait, and what it has seen.
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bitnet_kernels::backend::{Backend, Gated, Norm, Span};
 use bitnet_kernels::cpu::CpuBackend;
@@ -10,6 +10,7 @@ use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::dense::DenseMatrix;
 use bitnet_kernels::head::{HeadType, InvalidHead};
 use bitnet_kernels::kv::KvShape;
+use bitnet_kernels::profile::Profile;
 use bitnet_kernels::scalar::rope::RopeTable;
 use bitnet_kernels::ternary::TernaryMatrix;
 
@@ -42,6 +43,10 @@ impl Backend for Faulty {
     type Activations = <CpuBackend as Backend>::Activations;
     type KvLayer = <CpuBackend as Backend>::KvLayer;
     type Scratch = <CpuBackend as Backend>::Scratch;
+
+    fn profile(&self) -> &Arc<Profile> {
+        self.cpu.profile()
+    }
 
     fn upload_ternary(&self, weights: TernaryMatrix) -> Self::Ternary {
         self.cpu.upload_ternary(weights)

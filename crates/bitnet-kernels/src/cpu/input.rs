@@ -5,6 +5,7 @@ use super::isa::Isa;
 use super::pool::{ThreadPool, chunks, items};
 use crate::activation::QuantizedRows;
 use crate::backend::Norm;
+use crate::profile::Phase;
 
 /// Up to so many tokens, every thread quantizes them for itself: a microsecond or less each, which is what waiting for the
 /// others would cost.
@@ -52,6 +53,7 @@ impl SharedInput {
         if x.rows() <= OWN_TOKENS {
             return Input { isa, x, norm, serial, shared: None };
         }
+        let _phase = pool.profile().phase(Phase::Quantize);
         self.quantized.resize(x.rows(), x.cols);
         self.normed.resize(x.rows() * x.cols, 0.0);
         let (values, stride, scales, sums) = self.quantized.as_mut_parts();

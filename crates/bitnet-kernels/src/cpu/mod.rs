@@ -28,6 +28,7 @@ pub mod topology;
 pub mod x86;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -35,6 +36,7 @@ use crate::backend::{Backend, Gated, Norm, Span};
 use crate::dense::DenseMatrix;
 use crate::head::{HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
+use crate::profile::Profile;
 use crate::scalar::attention::Partials;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
@@ -211,6 +213,10 @@ impl Backend for CpuBackend {
 
     fn attach(&self) -> std::io::Result<()> {
         self.pool.attach()
+    }
+
+    fn profile(&self) -> &Arc<Profile> {
+        self.pool.profile()
     }
 
     fn step<R>(&self, tokens: usize, compute: impl FnOnce() -> R) -> R {

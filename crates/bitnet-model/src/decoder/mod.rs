@@ -10,6 +10,7 @@ mod rope;
 use std::sync::Arc;
 
 use bitnet_kernels::backend::{Backend, Gated, Norm};
+use bitnet_kernels::profile::{Phase, PhaseTime};
 use bitnet_kernels::scalar::elementwise::Activation;
 use bitnet_kernels::scalar::rope::RopeTable;
 
@@ -126,6 +127,10 @@ impl<B: Backend> Model<B> {
         &scratch.logits
     }
 
+    fn phase(&self, phase: Phase) -> PhaseTime<'_> {
+        self.backend.profile().phase(phase)
+    }
+
     fn compute(
         &self,
         batch: &Batch,
@@ -134,12 +139,15 @@ impl<B: Backend> Model<B> {
         observe: &mut dyn FnMut(Point, &B::Activations),
     ) {
         scratch.rope.fill(&self.inverse_frequencies, &batch.positions);
+        let phase = self.phase(Phase::Embedding);
         self.backend.embed(&self.embed_tokens, &batch.ids, &mut scratch.hidden);
+        drop(phase);
         for (index, (layer, kv)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
             observe(Point::Hidden(index), &scratch.hidden);
             self.attention(layer, batch, kv, scratch);
             observe(Point::Attention(index), &scratch.attention);
             let s = &mut *scratch;
+            let phase = self.phase(Phase::Output);
             self.backend.project_add(
                 &mut s.operations,
                 &s.attention,
@@ -147,9 +155,11 @@ impl<B: Backend> Model<B> {
                 &layer.o_proj,
                 &mut s.hidden,
             );
+            drop(phase);
             observe(Point::PostAttention(index), &s.hidden);
             self.feed_forward(layer, s);
             observe(Point::Gated(index), &s.gated);
+            let _phase = self.phase(Phase::Down);
             self.backend.project_add(
                 &mut s.operations,
                 &s.gated,
@@ -159,6 +169,7 @@ impl<B: Backend> Model<B> {
             );
         }
         observe(Point::Hidden(self.layers.len()), &scratch.hidden);
+        let _phase = self.phase(Phase::Head);
         self.backend.logits(
             &mut scratch.operations,
             &scratch.hidden,
@@ -172,8 +183,13 @@ impl<B: Backend> Model<B> {
     fn attention(&self, layer: &Layer<B>, batch: &Batch, kv: &mut B::KvLayer, s: &mut Scratch<B>) {
         let parts =
             [(&layer.q_proj, &mut s.q), (&layer.k_proj, &mut s.k), (&layer.v_proj, &mut s.v)];
+        let phase = self.phase(Phase::Project);
         self.backend.project(&mut s.operations, &s.hidden, &layer.input_layernorm, parts);
+        drop(phase);
+        let phase = self.phase(Phase::Rotate);
         self.backend.rotate_and_store(&s.rope, &batch.slots, &mut s.q, &mut s.k, &s.v, kv);
+        drop(phase);
+        let _phase = self.phase(Phase::Attention);
         self.backend.attention(&mut s.operations, &s.q, kv, &batch.spans, &mut s.attention);
     }
 
@@ -183,6 +199,7 @@ impl<B: Backend> Model<B> {
             crate::config::HiddenAct::Silu => Activation::Silu,
         };
         let weights = Gated { gate: &layer.gate_proj, up: &layer.up_proj, activation };
+        let _phase = self.phase(Phase::Gated);
         self.backend.gated(
             &mut s.operations,
             &s.hidden,
