@@ -1,8 +1,8 @@
 //! The input of a BitLinear: normed and quantized, once for all threads or by each for itself.
 
-use super::Matrix;
 use super::isa::Isa;
 use super::pool::{ThreadPool, chunks, items};
+use super::{Matrix, WorkerScratch};
 use crate::activation::QuantizedRows;
 use crate::backend::Norm;
 use crate::profile::Phase;
@@ -26,7 +26,6 @@ pub(super) struct SharedInput {
     /// Counts inputs.
     serial: u64,
     quantized: QuantizedRows,
-    normed: Vec<f32>,
 }
 
 /// The rows of one operation's input.
@@ -45,6 +44,7 @@ impl SharedInput {
         &'a mut self,
         isa: Isa,
         pool: &ThreadPool,
+        workers: &mut [WorkerScratch],
         x: &'a Matrix,
         norm: Option<&'a Norm<Vec<f32>>>,
     ) -> Input<'a> {
@@ -55,11 +55,11 @@ impl SharedInput {
         }
         let _phase = pool.profile().phase(Phase::Quantize);
         self.quantized.resize(x.rows(), x.cols);
-        self.normed.resize(x.rows() * x.cols, 0.0);
         let (values, stride, scales, sums) = self.quantized.as_mut_parts();
-        let quantized = (chunks(values, stride), (items(scales), items(sums)));
-        let rows = (chunks(&mut self.normed, x.cols), quantized);
-        pool.for_each(rows, |row, (normed, (q, (scale, sum)))| {
+        let rows = (chunks(values, stride), (items(scales), items(sums)));
+        pool.for_each_with(workers, rows, |worker, row, (q, (scale, sum))| {
+            let normed = &mut worker.input.normed;
+            normed.resize(x.cols, 0.0);
             (*scale, *sum) = quantize(isa, x.row(row), norm, normed, q);
         });
         Input { isa, x, norm, serial, shared: Some(&self.quantized) }

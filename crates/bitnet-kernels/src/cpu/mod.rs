@@ -41,10 +41,10 @@ use crate::scalar::attention::Partials;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
 pub use bitlinear::CpuTernary;
-use bitlinear::Part;
+use bitlinear::{Part, Products, blocks};
 pub use head::CpuHead;
 use head::split::SplitRows;
-use input::{Input, OwnInput, SharedInput};
+use input::{OwnInput, SharedInput};
 use isa::Isa;
 use packed::{PANEL_ROWS, PackedTernary};
 use packing::{ChosenPacking, PackingChoice};
@@ -54,8 +54,6 @@ use team::Team;
 
 /// Panels that a thread takes at a time at most: with 2560 columns 160 KB, which stay in its cache while tokens go by.
 const MAX_PANELS: usize = 16;
-/// Tokens whose integer sums a thread holds at a time.
-const TOKEN_BLOCK: usize = 48;
 
 /// Computes on the processor with the threads of one pool.
 pub struct CpuBackend {
@@ -69,7 +67,8 @@ pub struct CpuBackend {
 /// Working memory of one thread.
 #[derive(Default)]
 struct WorkerScratch {
-    sums: Vec<i32>,
+    /// Of one matrix, or of gate and up.
+    products: [Products; 2],
     floats: Vec<f32>,
     row: Vec<f32>,
     attention: attention::Scratch,
@@ -180,28 +179,6 @@ impl CpuBackend {
     }
 }
 
-impl WorkerScratch {
-    /// `emit(t, y)` for each token: the products of its int8 row with the rows `rows` of `w`, scaled.
-    fn product(
-        &mut self,
-        isa: Isa,
-        w: &CpuTernary,
-        rows: Range<usize>,
-        input: &Input<'_>,
-        mut emit: impl FnMut(usize, &[f32]),
-    ) {
-        let x = input.rows(&mut self.input);
-        for start in (0..x.rows()).step_by(TOKEN_BLOCK) {
-            let tokens = start..x.rows().min(start + TOKEN_BLOCK);
-            let part = Part { w, rows: rows.clone(), x, tokens: tokens.clone() };
-            part.compute(isa, &mut self.sums, &mut self.floats);
-            for (token, y) in tokens.zip(self.floats.chunks(part.width())) {
-                emit(token, &y[..rows.len()]);
-            }
-        }
-    }
-}
-
 impl Backend for CpuBackend {
     type Ternary = CpuTernary;
     type Dense = DenseMatrix;
@@ -284,7 +261,8 @@ impl Backend for CpuBackend {
         norm: &Norm<Vec<f32>>,
         parts: [(&CpuTernary, &mut Matrix); 3],
     ) {
-        let input = scratch.input.prepare(self.isa, &self.pool, x, Some(norm));
+        let CpuScratch { input, workers, .. } = scratch;
+        let input = input.prepare(self.isa, &self.pool, workers, x, Some(norm));
         let total = parts.iter().map(|(w, _)| w.packed.rows()).sum();
         let weights = parts.each_ref().map(|(w, _)| *w);
         let [q, k, v] = parts.map(|(w, out)| {
@@ -292,15 +270,19 @@ impl Backend for CpuBackend {
             stripes(&mut out.data, w.packed.rows(), self.stripe_width(total))
         });
         let all = Chain(Chain(q, k), v);
-        self.pool.for_each_with(&mut scratch.workers, all, |worker, _, part| {
+        self.pool.for_each_with(workers, all, |worker, _, part| {
             let (w, mut stripe) = match part {
                 Either::First(Either::First(q)) => (weights[0], q),
                 Either::First(Either::Second(k)) => (weights[1], k),
                 Either::Second(v) => (weights[2], v),
             };
-            worker.product(self.isa, w, stripe.columns(), &input, |token, y| {
-                stripe.row(token).copy_from_slice(y);
-            });
+            let WorkerScratch { input: own, products: [products, _], .. } = worker;
+            let x = input.rows(own);
+            for tokens in blocks(x.rows()) {
+                let part = Part { w, rows: stripe.columns(), x, tokens: tokens.clone() };
+                part.compute(self.isa, products);
+                tokens.for_each(|token| part.write(self.isa, products, token, stripe.row(token)));
+            }
         });
     }
 
@@ -312,13 +294,22 @@ impl Backend for CpuBackend {
         w: &CpuTernary,
         y: &mut Matrix,
     ) {
-        let input = scratch.input.prepare(self.isa, &self.pool, x, norm);
+        let CpuScratch { input, workers, .. } = scratch;
+        let input = input.prepare(self.isa, &self.pool, workers, x, norm);
         let width = w.packed.rows();
         let parts = stripes(&mut y.data, width, self.stripe_width(width));
-        self.pool.for_each_with(&mut scratch.workers, parts, |worker, _, mut stripe| {
-            worker.product(self.isa, w, stripe.columns(), &input, |token, y| {
-                self.isa.add(y, stripe.row(token));
-            });
+        self.pool.for_each_with(workers, parts, |worker, _, mut stripe| {
+            let WorkerScratch { input: own, products: [products, _], row, .. } = worker;
+            let x = input.rows(own);
+            row.resize(stripe.columns().len(), 0.0);
+            for tokens in blocks(x.rows()) {
+                let part = Part { w, rows: stripe.columns(), x, tokens: tokens.clone() };
+                part.compute(self.isa, products);
+                for token in tokens {
+                    part.write(self.isa, products, token, row);
+                    self.isa.add(row, stripe.row(token));
+                }
+            }
         });
     }
 
@@ -330,17 +321,27 @@ impl Backend for CpuBackend {
         weights: Gated<'_, Self>,
         out: &mut Matrix,
     ) {
-        let input = scratch.input.prepare(self.isa, &self.pool, x, Some(norm));
+        let CpuScratch { input, workers, .. } = scratch;
+        let input = input.prepare(self.isa, &self.pool, workers, x, Some(norm));
         let width = weights.gate.packed.rows();
         out.resize(x.rows(), width);
         let parts = stripes(&mut out.data, width, self.stripe_width(width));
-        self.pool.for_each_with(&mut scratch.workers, parts, |worker, _, mut stripe| {
-            worker.product(self.isa, weights.gate, stripe.columns(), &input, |token, gate| {
-                stripe.row(token).copy_from_slice(gate);
-            });
-            worker.product(self.isa, weights.up, stripe.columns(), &input, |token, up| {
-                self.isa.gate(weights.activation, up, stripe.row(token));
-            });
+        self.pool.for_each_with(workers, parts, |worker, _, mut stripe| {
+            let WorkerScratch { input: own, products, row, .. } = worker;
+            let x = input.rows(own);
+            row.resize(stripe.columns().len(), 0.0);
+            for tokens in blocks(x.rows()) {
+                let part = |w| Part { w, rows: stripe.columns(), x, tokens: tokens.clone() };
+                let parts = [weights.gate, weights.up].map(part);
+                for (part, products) in parts.iter().zip(&mut *products) {
+                    part.compute(self.isa, products);
+                }
+                for token in tokens {
+                    parts[0].write(self.isa, &products[0], token, stripe.row(token));
+                    parts[1].write(self.isa, &products[1], token, row);
+                    self.isa.gate(weights.activation, row, stripe.row(token));
+                }
+            }
         });
     }
 
