@@ -11,6 +11,7 @@ pub mod dense;
 pub mod device;
 pub mod head;
 pub mod kv;
+pub mod memory;
 pub mod profile;
 pub mod scalar;
 pub mod ternary;
