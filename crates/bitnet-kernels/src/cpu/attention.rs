@@ -189,7 +189,7 @@ impl Scratch {
             let blocks = positions.div_ceil(BLOCK);
             let keys = &mut self.page[..blocks * BLOCK * dim];
             tier::announce(part.values());
-            isa.read_keys(part, blocks, keys);
+            tier::read_keys(isa, part, blocks, keys);
             tier::score(isa, &self.queries.floats, keys, index * PAGE, &mut self.scores);
             scales.load(part, index, positions);
         }
@@ -210,7 +210,7 @@ impl Scratch {
                 tier::announce(next.keys());
             }
             let values = &mut self.page[..positions * stride];
-            isa.read_values(part, positions, stride, values);
+            tier::read_values(isa, part, positions, stride, values);
             let out = &mut self.one.vectors;
             tier::weigh(isa, &self.scores, index * PAGE, values, stride, out);
         }
@@ -441,6 +441,20 @@ mod tier {
 
     pub fn form(_: Isa) -> Form {
         Form::Pairs
+    }
+
+    pub fn read_keys(isa: Isa, part: KvPart<'_>, blocks: usize, out: &mut [f32]) {
+        isa.read_keys(part, blocks, out);
+    }
+
+    pub fn read_values(
+        isa: Isa,
+        part: KvPart<'_>,
+        positions: usize,
+        stride: usize,
+        out: &mut [f32],
+    ) {
+        isa.read_values(part, positions, stride, out);
     }
 
     pub fn announce(_: &[u8]) {} // processors without loops of their own are left to their own prefetching

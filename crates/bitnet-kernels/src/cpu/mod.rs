@@ -36,11 +36,8 @@ use crate::backend::{Backend, Gated, Norm, Span};
 use crate::dense::DenseMatrix;
 use crate::head::{HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
-<<<<<<< HEAD
-use crate::profile::Profile;
-=======
 use crate::memory::Arena;
->>>>>>> main
+use crate::profile::Profile;
 use crate::scalar::attention::Partials;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
