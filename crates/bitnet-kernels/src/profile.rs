@@ -12,10 +12,8 @@ pub enum Phase {
     Embedding,
     /// Norms and quantization of inputs, where they are done before a product and not by each thread within it.
     Quantize,
-    /// Queries, keys and values.
+    /// Queries, keys and values, their rotation and storage.
     Project,
-    /// Their rotation and storage.
-    Rotate,
     /// Attention.
     Attention,
     /// The product after attention.
@@ -34,11 +32,10 @@ pub enum Phase {
 
 impl Phase {
     /// All, in the order of a step.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::Embedding,
         Self::Quantize,
         Self::Project,
-        Self::Rotate,
         Self::Attention,
         Self::Output,
         Self::Gated,
@@ -54,7 +51,6 @@ impl Phase {
             Self::Embedding => "embedding",
             Self::Quantize => "norm, int8",
             Self::Project => "q, k, v",
-            Self::Rotate => "rotate, store",
             Self::Attention => "attention",
             Self::Output => "attention output",
             Self::Gated => "gate, up",

@@ -7,9 +7,9 @@ use crate::activation::QuantizedRows;
 use crate::backend::Norm;
 use crate::profile::Phase;
 
-/// Up to so many tokens, every thread quantizes them for itself: a microsecond or less each, which is what waiting for the
-/// others would cost.
-const OWN_TOKENS: usize = 4;
+/// Up to so many tokens, every thread quantizes them for itself: half a microsecond each with 2560 elements, and to wait for
+/// the others and to take over what they wrote would cost as much. So a step of few tokens has five barriers per layer.
+const OWN_TOKENS: usize = 8;
 
 /// What a thread quantized for itself.
 #[derive(Default)]
@@ -67,6 +67,11 @@ impl SharedInput {
 }
 
 impl Input<'_> {
+    /// Rows.
+    pub fn tokens(&self) -> usize {
+        self.x.rows()
+    }
+
     /// The int8 rows, for a thread that keeps its own in `own`.
     pub fn rows<'a>(&'a self, own: &'a mut OwnInput) -> &'a QuantizedRows {
         if let Some(shared) = self.shared {

@@ -19,6 +19,7 @@ pub mod plan;
 pub mod pool;
 pub mod probe;
 pub(crate) mod product;
+mod projection;
 pub mod selection;
 mod selftest;
 mod team;
@@ -32,14 +33,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::backend::{Backend, Gated, Norm, Span};
+use crate::backend::{Backend, Gated, Norm, Projection, Span};
 use crate::dense::DenseMatrix;
 use crate::head::{HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
 use crate::memory::Arena;
 use crate::profile::Profile;
-use crate::scalar::attention::Partials;
-use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
 pub use bitlinear::CpuTernary;
 use bitlinear::{Part, Products, blocks};
@@ -50,7 +49,7 @@ use isa::Isa;
 use packed::{PANEL_ROWS, PackedTernary};
 use packing::{ChosenPacking, PackingChoice};
 use plan::ThreadPlan;
-use pool::{Chain, Either, PoolOptions, ThreadPool, chunks, stripes};
+use pool::{PoolOptions, ThreadPool, chunks, stripes};
 use team::Team;
 
 /// Panels that a thread takes at a time at most: with 2560 columns 160 KB, which stay in its cache while tokens go by.
@@ -105,7 +104,7 @@ impl Matrix {
 pub struct CpuScratch {
     input: SharedInput,
     normed: Matrix,
-    partials: Vec<Partials>,
+    attention: attention::Plan,
     split: SplitRows,
     workers: Vec<WorkerScratch>,
 }
@@ -262,31 +261,13 @@ impl Backend for CpuBackend {
         scratch: &mut CpuScratch,
         x: &Matrix,
         norm: &Norm<Vec<f32>>,
-        parts: [(&CpuTernary, &mut Matrix); 3],
+        projection: Projection<'_, Self>,
+        q: &mut Matrix,
+        kv: &mut KvLayer,
     ) {
         let CpuScratch { input, workers, .. } = scratch;
         let input = input.prepare(self.isa, &self.pool, workers, x, Some(norm));
-        let total = parts.iter().map(|(w, _)| w.packed.rows()).sum();
-        let weights = parts.each_ref().map(|(w, _)| *w);
-        let [q, k, v] = parts.map(|(w, out)| {
-            out.resize(x.rows(), w.packed.rows());
-            stripes(&mut out.data, w.packed.rows(), self.stripe_width(total))
-        });
-        let all = Chain(Chain(q, k), v);
-        self.pool.for_each_with(workers, all, |worker, _, part| {
-            let (w, mut stripe) = match part {
-                Either::First(Either::First(q)) => (weights[0], q),
-                Either::First(Either::Second(k)) => (weights[1], k),
-                Either::Second(v) => (weights[2], v),
-            };
-            let WorkerScratch { input: own, products: [products, _], .. } = worker;
-            let x = input.rows(own);
-            for tokens in blocks(x.rows()) {
-                let part = Part { w, rows: stripe.columns(), x, tokens: tokens.clone() };
-                part.compute(self.isa, products);
-                tokens.for_each(|token| part.write(self.isa, products, token, stripe.row(token)));
-            }
-        });
+        projection::project(self, workers, &input, &projection, q, kv);
     }
 
     fn project_add(
@@ -348,18 +329,6 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn rotate_and_store(
-        &self,
-        rope: &RopeTable,
-        slots: &[u32],
-        q: &mut Matrix,
-        k: &mut Matrix,
-        v: &Matrix,
-        kv: &mut KvLayer,
-    ) {
-        attention::rotate_and_store(self, rope, slots, q, k, v, kv);
-    }
-
     fn attention(
         &self,
         scratch: &mut CpuScratch,
@@ -368,8 +337,8 @@ impl Backend for CpuBackend {
         spans: &[Span],
         out: &mut Matrix,
     ) {
-        let CpuScratch { workers, partials, .. } = scratch;
-        attention::attention(self, workers, partials, q, kv, spans, out);
+        let CpuScratch { workers, attention, .. } = scratch;
+        attention::attention(self, workers, attention, q, kv, spans, out);
     }
 
     fn logits(

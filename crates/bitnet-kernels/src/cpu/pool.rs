@@ -31,7 +31,8 @@ use super::affinity;
 use crate::profile::Profile;
 use gate::{Gate, MAX_THREADS, Padded, Patience};
 pub use split::{
-    Chain, Chunks, Either, Items, Split, Stripe, Stripes, chunks, each, items, stripes,
+    Cells, Chunks, Either, Interleave, Items, Ranges, Reversed, Split, Stripe, Stripes, cells,
+    chunks, items, ranges, stripes,
 };
 
 /// Turns of the first waiting loop, a few microseconds: longer than the gap between two operations of a step.

@@ -9,7 +9,7 @@ mod rope;
 
 use std::sync::Arc;
 
-use bitnet_kernels::backend::{Backend, Gated, Norm};
+use bitnet_kernels::backend::{Backend, Gated, Norm, Projection};
 use bitnet_kernels::profile::{Phase, PhaseTime};
 use bitnet_kernels::scalar::elementwise::Activation;
 use bitnet_kernels::scalar::rope::RopeTable;
@@ -49,8 +49,6 @@ struct Layer<B: Backend> {
 pub struct Scratch<B: Backend> {
     hidden: B::Activations,
     q: B::Activations,
-    k: B::Activations,
-    v: B::Activations,
     attention: B::Activations,
     gated: B::Activations,
     rope: RopeTable,
@@ -88,8 +86,6 @@ impl<B: Backend> Model<B> {
         Scratch {
             hidden: new(),
             q: new(),
-            k: new(),
-            v: new(),
             attention: new(),
             gated: new(),
             rope: RopeTable::default(),
@@ -181,13 +177,12 @@ impl<B: Backend> Model<B> {
     }
 
     fn attention(&self, layer: &Layer<B>, batch: &Batch, kv: &mut B::KvLayer, s: &mut Scratch<B>) {
-        let parts =
-            [(&layer.q_proj, &mut s.q), (&layer.k_proj, &mut s.k), (&layer.v_proj, &mut s.v)];
         let phase = self.phase(Phase::Project);
-        self.backend.project(&mut s.operations, &s.hidden, &layer.input_layernorm, parts);
-        drop(phase);
-        let phase = self.phase(Phase::Rotate);
-        self.backend.rotate_and_store(&s.rope, &batch.slots, &mut s.q, &mut s.k, &s.v, kv);
+        let (rope, slots) = (&s.rope, &*batch.slots);
+        let projection =
+            Projection { q: &layer.q_proj, k: &layer.k_proj, v: &layer.v_proj, rope, slots };
+        let norm = &layer.input_layernorm;
+        self.backend.project(&mut s.operations, &s.hidden, norm, projection, &mut s.q, kv);
         drop(phase);
         let _phase = self.phase(Phase::Attention);
         self.backend.attention(&mut s.operations, &s.q, kv, &batch.spans, &mut s.attention);
