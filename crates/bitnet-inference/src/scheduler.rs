@@ -79,7 +79,9 @@ impl Scheduler {
     pub fn add(&mut self, request: Request) -> SeqId {
         let id = SeqId(self.next_id);
         self.next_id += 1;
-        self.waiting.push_back(Sequence::new(id, request));
+        let mut sequence = Sequence::new(id, request);
+        sequence.reserve(self.limits.max_seq_len);
+        self.waiting.push_back(sequence);
         id
     }
 

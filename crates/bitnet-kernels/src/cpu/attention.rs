@@ -88,7 +88,7 @@ impl<'a> Chunk<'a> {
 pub(super) struct Scratch {
     queries: Queries,
     /// Keys or values of a page as floats.
-    page: Vec<f32>,
+    page: Page,
     /// A row for each query.
     scores: Vec<Row>,
     dots: Vec<Dots>,
@@ -100,6 +100,24 @@ pub(super) struct Scratch {
     /// What the tile has got so far, and from a chunk.
     all: Partials,
     one: Partials,
+}
+
+/// Floats from the beginning of a line of the processor's cache on, so that no vector lies across two.
+#[derive(Default)]
+struct Page(Vec<f32>);
+
+impl Page {
+    /// The first `count`, with what was last in them.
+    fn floats(&mut self, count: usize) -> &mut [f32] {
+        const LINE: usize = 64;
+        const ROOM: usize = LINE / size_of::<f32>();
+        if self.0.len() < count + ROOM {
+            self.0.resize(count + ROOM, 0.0);
+        }
+        // If an alignment cannot be had, it works without.
+        let start = Some(self.0.as_ptr().align_offset(LINE)).filter(|&start| start <= ROOM);
+        &mut self.0[start.unwrap_or(0)..][..count]
+    }
 }
 
 /// The scales of a chunk's keys and values; 0 for positions that nobody sees.
@@ -188,12 +206,11 @@ impl Scratch {
         let Chunk { tile, number, .. } = chunk;
         let KvShape { head_dim: dim, dtype, .. } = tile.kv.shape();
         let (stride, row) = (dim + ROW_GAP, dim * dtype.bytes());
-        self.page.resize(PAGE * stride, 0.0);
         let mut scales = Scales::default();
         // While one thing is turned into floats, the next is fetched.
         for (index, (part, positions)) in chunk.parts().enumerate() {
             let blocks = positions.div_ceil(BLOCK);
-            let keys = &mut self.page[..blocks * BLOCK * dim];
+            let keys = self.page.floats(blocks * BLOCK * dim);
             tier::read_keys(isa, part, blocks, &part.values()[..positions * row], keys);
             tier::score(isa, &self.queries.floats, keys, index * PAGE, &mut self.scores);
             scales.load(part, index, positions);
@@ -214,7 +231,7 @@ impl Scratch {
             let ahead = next.next().map_or(&[][..], |(part, positions)| {
                 &part.keys()[..positions.next_multiple_of(BLOCK) * row]
             });
-            let values = &mut self.page[..positions * stride];
+            let values = self.page.floats(positions * stride);
             tier::read_values(isa, part, positions, stride, ahead, values);
             let out = &mut self.one.vectors;
             tier::weigh(isa, &self.scores, index * PAGE, values, stride, out);

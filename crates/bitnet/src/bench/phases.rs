@@ -217,6 +217,17 @@ mod tests {
     }
 
     #[test]
+    fn a_layer_of_few_tokens_has_five_barriers_at_most() {
+        let batch_sizes = vec![1, 2, 8];
+        let report = phases(&PhasesConfig { batch_sizes, prompt_tokens: 0, ..QUICK }).unwrap();
+        let layers = BitNetModel::demo().load().unwrap().config().num_hidden_layers;
+        for step in &report.steps {
+            // One for the embedding, two for the head.
+            assert!(step.barriers() <= (5 * layers + 3) as f64, "{step:#?}");
+        }
+    }
+
+    #[test]
     fn nothing_to_take_apart_is_refused() {
         let nothing = PhasesConfig { prompt_tokens: 0, generated_tokens: 0, ..QUICK };
         for wrong in [nothing, PhasesConfig { threads: 0, ..QUICK }] {
