@@ -15,6 +15,7 @@ use bitnet_kernels::cpu::probe::read;
 use bitnet_kernels::cpu::{CpuBackend, CpuHead};
 use bitnet_kernels::dense::{DenseMatrix, DenseType};
 use bitnet_kernels::head::HeadType;
+use bitnet_kernels::logits::{Logits, Wanted};
 
 const ROWS: usize = 128_256;
 const COLS: usize = 2560;
@@ -116,8 +117,8 @@ fn call<'a>(backend: &'a CpuBackend, heads: &'a [CpuHead], tokens: usize) -> imp
     let mut x = backend.activations();
     backend.embed(&table.expect("whole rows"), &vec![1; tokens], &mut x);
     let norm = Norm { weight: vec![1.0; COLS], eps: 1e-5 };
-    let (mut scratch, mut out) = (backend.scratch(), Vec::new());
-    let rows: Vec<usize> = (0..tokens).collect();
+    let (mut scratch, mut out) = (backend.scratch(), Logits::default());
+    let rows: Vec<_> = (0..tokens).map(|token| (token, Wanted::All)).collect();
     let mut heads = heads.iter().cycle();
     move || {
         let head = heads.next().expect("a cycle has no end");

@@ -7,6 +7,7 @@ use std::ops::Range;
 use crate::dense::DenseMatrix;
 use crate::head::{HeadType, InvalidHead};
 use crate::kv::KvShape;
+use crate::logits::{Logits, Wanted};
 use crate::scalar::elementwise::Activation;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
@@ -142,15 +143,15 @@ pub trait Backend: Send + Sync + Sized + 'static {
         out: &mut Self::Activations,
     );
 
-    /// `out[i] = head · norm(x[rows[i]])`, `[rows.len(), vocab_size]`.
+    /// `out.row(i) = head · norm(x[row])` for each `i` and its `(row, wanted)`, with what is wanted at least.
     fn logits(
         &self,
         scratch: &mut Self::Scratch,
         x: &Self::Activations,
-        rows: &[usize],
+        rows: &[(usize, Wanted)],
         norm: &Norm<Self::Vector>,
         head: &Self::Head,
-        out: &mut Vec<f32>,
+        out: &mut Logits,
     );
 }
 

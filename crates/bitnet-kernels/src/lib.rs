@@ -11,5 +11,6 @@ pub mod dense;
 pub mod device;
 pub mod head;
 pub mod kv;
+pub mod logits;
 pub mod scalar;
 pub mod ternary;

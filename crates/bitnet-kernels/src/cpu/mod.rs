@@ -35,6 +35,7 @@ use crate::backend::{Backend, Gated, Norm, Span};
 use crate::dense::DenseMatrix;
 use crate::head::{HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
+use crate::logits::{Logits, Wanted};
 use crate::scalar::attention::Partials;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
@@ -366,10 +367,10 @@ impl Backend for CpuBackend {
         &self,
         scratch: &mut CpuScratch,
         x: &Matrix,
-        rows: &[usize],
+        rows: &[(usize, Wanted)],
         norm: &Norm<Vec<f32>>,
         head: &CpuHead,
-        out: &mut Vec<f32>,
+        out: &mut Logits,
     ) {
         self.head_logits(scratch, x, rows, norm, head, out);
     }

@@ -10,6 +10,7 @@ mod rope;
 use std::sync::Arc;
 
 use bitnet_kernels::backend::{Backend, Gated, Norm};
+use bitnet_kernels::logits::Logits;
 use bitnet_kernels::scalar::elementwise::Activation;
 use bitnet_kernels::scalar::rope::RopeTable;
 
@@ -53,7 +54,7 @@ pub struct Scratch<B: Backend> {
     attention: B::Activations,
     gated: B::Activations,
     rope: RopeTable,
-    logits: Vec<f32>,
+    logits: Logits,
     operations: B::Scratch,
 }
 
@@ -92,12 +93,12 @@ impl<B: Backend> Model<B> {
             attention: new(),
             gated: new(),
             rope: RopeTable::default(),
-            logits: Vec::new(),
+            logits: Logits::default(),
             operations: self.backend.scratch(),
         }
     }
 
-    /// Runs a batch through all layers. Returns logits `[batch.outputs.len(), vocab_size]` in f32.
+    /// Runs a batch through all layers. Returns a row of logits for each of `batch.outputs`.
     ///
     /// # Panics
     /// If an id is not below `vocab_size` or a slot not in the cache.
@@ -106,7 +107,7 @@ impl<B: Backend> Model<B> {
         batch: &Batch,
         kv: &mut KvCache<B>,
         scratch: &'s mut Scratch<B>,
-    ) -> &'s [f32] {
+    ) -> &'s Logits {
         self.forward_observed(batch, kv, scratch, &mut |_, _| {})
     }
 
@@ -117,7 +118,7 @@ impl<B: Backend> Model<B> {
         kv: &mut KvCache<B>,
         scratch: &'s mut Scratch<B>,
         observe: &mut dyn FnMut(Point, &B::Activations),
-    ) -> &'s [f32] {
+    ) -> &'s Logits {
         assert!(
             batch.ids.iter().all(|&id| (id as usize) < self.config.vocab_size),
             "callers check token ids"

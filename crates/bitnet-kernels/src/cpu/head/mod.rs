@@ -12,6 +12,7 @@ use super::{CpuBackend, CpuScratch, Matrix, WorkerScratch};
 use crate::backend::Norm;
 use crate::dense::DenseMatrix;
 use crate::head::{HeadType, InvalidHead};
+use crate::logits::{Logits, Wanted};
 use packed::Int8Head;
 use product::Int8Product;
 use split::SplitRows;
@@ -60,13 +61,12 @@ impl CpuBackend {
         &self,
         scratch: &mut CpuScratch,
         x: &Matrix,
-        rows: &[usize],
+        rows: &[(usize, Wanted)],
         norm: &Norm<Vec<f32>>,
         head: &CpuHead,
-        out: &mut Vec<f32>,
+        out: &mut Logits,
     ) {
-        out.clear();
-        out.resize(rows.len() * head.rows(), 0.0);
+        let out = out.reset_whole(rows.len(), head.rows());
         if rows.is_empty() {
             return;
         }
@@ -79,7 +79,7 @@ impl CpuBackend {
             }
             CpuHead::File(head) => {
                 self.pool.for_each(chunks(&mut normed.data, x.cols), |i, normed| {
-                    self.isa.rms_norm(x.row(rows[i]), &norm.weight, norm.eps, normed);
+                    self.isa.rms_norm(x.row(rows[i].0), &norm.weight, norm.eps, normed);
                 });
                 self.file_logits(head, workers, normed, out);
             }
@@ -89,7 +89,7 @@ impl CpuBackend {
     fn norm_and_split(
         &self,
         x: &Matrix,
-        rows: &[usize],
+        rows: &[(usize, Wanted)],
         norm: &Norm<Vec<f32>>,
         normed: &mut Matrix,
         split: &mut SplitRows,
@@ -98,7 +98,7 @@ impl CpuBackend {
         let (halves, splits) = split.as_mut_parts();
         let parts = (chunks(&mut normed.data, x.cols), (halves, items(splits)));
         self.pool.for_each(parts, |i, (normed, (halves, split))| {
-            self.isa.rms_norm(x.row(rows[i]), &norm.weight, norm.eps, normed);
+            self.isa.rms_norm(x.row(rows[i].0), &norm.weight, norm.eps, normed);
             let (high, low) = halves.split_at_mut(halves.len() / 2);
             *split = self.isa.split(normed, high, low);
         });
