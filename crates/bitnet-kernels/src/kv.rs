@@ -14,6 +14,8 @@ use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
 
+use crate::memory::{Line, Lines};
+
 /// Positions per page.
 pub const PAGE: usize = 64;
 
@@ -22,9 +24,6 @@ pub const GROUP: usize = 4;
 
 /// Positions per block.
 pub const BLOCK: usize = 16;
-
-/// What the cache's bytes begin at a multiple of: a line of the processor's cache, so that no vector lies across two.
-const ALIGNMENT: usize = 64;
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -150,9 +149,8 @@ impl KvShape {
 #[derive(Clone, Debug)]
 pub struct KvLayer {
     shape: KvShape,
-    /// Where in `data` the first group begins.
-    start: usize,
-    data: Vec<u8>,
+    /// All groups.
+    data: Lines,
 }
 
 /// A head's share of a page.
@@ -188,10 +186,8 @@ pub struct KvParts<'a> {
 impl KvLayer {
     /// Room for all pages, zeroed. The system hands out the memory when it is first written.
     pub fn new(shape: KvShape) -> Self {
-        let data = vec![0; shape.pages.div_ceil(GROUP) * shape.group_bytes() + ALIGNMENT];
-        // If an alignment cannot be had, the cache works without.
-        let start = Some(data.as_ptr().align_offset(ALIGNMENT)).filter(|&x| x <= ALIGNMENT);
-        Self { shape, start: start.unwrap_or(0), data }
+        let bytes = shape.pages.div_ceil(GROUP) * shape.group_bytes();
+        Self { shape, data: Lines::zeroed(bytes.div_ceil(size_of::<Line>())) }
     }
 
     /// The shape.
@@ -202,8 +198,8 @@ impl KvLayer {
     /// One head's share of a page.
     pub fn part(&self, page: usize, head: usize) -> KvPart<'_> {
         let len = GROUP * self.shape.part_bytes();
-        let start = self.start + page / GROUP * self.shape.group_bytes() + head * len;
-        KvPart { shape: self.shape, bytes: &self.data[start..][..len], page: page % GROUP }
+        let start = page / GROUP * self.shape.group_bytes() + head * len;
+        KvPart { shape: self.shape, bytes: &self.data.bytes()[start..][..len], page: page % GROUP }
     }
 
     /// The shares of all heads in all groups that some slots lie in, which different threads may write.
@@ -212,7 +208,7 @@ impl KvLayer {
         let mut order: Vec<u32> = (0..slots.len() as u32).collect();
         order.sort_unstable_by_key(|&index| slots[index as usize]);
         let (shape, mut passed) = (self.shape, 0);
-        let mut rest = &mut self.data[self.start..];
+        let mut rest = self.data.bytes_mut();
         let (mut parts, mut first) = (Vec::new(), 0);
         for run in order.chunk_by(|&a, &b| group(a) == group(b)) {
             let next = group(run[0]);
@@ -360,6 +356,6 @@ mod tests {
     #[test]
     fn pages_begin_at_a_cache_line() {
         let layer = KvLayer::new(shape(16, KvType::Int8));
-        assert_eq!(layer.part(0, 0).keys().as_ptr().align_offset(ALIGNMENT), 0);
+        assert_eq!(layer.part(0, 0).keys().as_ptr().align_offset(64), 0);
     }
 }

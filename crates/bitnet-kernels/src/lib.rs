@@ -12,5 +12,6 @@ pub mod device;
 pub mod head;
 pub mod kv;
 pub mod logits;
+pub mod memory;
 pub mod scalar;
 pub mod ternary;

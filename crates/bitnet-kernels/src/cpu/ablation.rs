@@ -9,6 +9,7 @@ use super::packed::Block;
 #[cfg(target_arch = "x86_64")]
 use super::x86::row_major as native;
 use crate::activation::QuantizedRows;
+use crate::memory::Line;
 use crate::scalar::ternary::dot;
 use crate::ternary::{CODES_PER_WORD, TernaryMatrix, words_per_row};
 
@@ -89,7 +90,7 @@ impl Strided {
         let rest = vectors.remainder().to_vec();
         let blocks = vectors.map(|q| {
             std::array::from_fn(|field| {
-                let mut block = Block([0; 64]);
+                let mut block = Line([0; 64]);
                 for (bytes, q) in
                     block.0.as_chunks_mut::<4>().0.iter_mut().zip(q.as_chunks::<CODES_PER_WORD>().0)
                 {

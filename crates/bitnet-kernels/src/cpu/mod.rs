@@ -36,6 +36,7 @@ use crate::dense::DenseMatrix;
 use crate::head::{HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
 use crate::logits::{Logits, Wanted};
+use crate::memory::Arena;
 use crate::scalar::attention::Partials;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
@@ -62,6 +63,8 @@ pub struct CpuBackend {
     pool: ThreadPool,
     team: Team,
     packing: ChosenPacking,
+    /// Where packed weights lie.
+    arena: Arena,
     packed: AtomicUsize,
 }
 
@@ -132,8 +135,8 @@ impl CpuBackend {
         let threads = pool.threads();
         tracing::debug!(simd = isa.name(), threads, "SIMD level chosen");
         let team = Team::new(threads, threads, false);
-        let packing = ChosenPacking::default();
-        Self { isa, pool, team, packing, packed: AtomicUsize::new(0) }
+        let (packing, arena) = (ChosenPacking::default(), Arena::default());
+        Self { isa, pool, team, packing, arena, packed: AtomicUsize::new(0) }
     }
 
     /// Packs weights as `choice` says, and not in two bits each.
@@ -226,7 +229,7 @@ impl Backend for CpuBackend {
     fn upload_ternary(&self, weights: TernaryMatrix) -> CpuTernary {
         self.packed.fetch_add(1, Ordering::Relaxed);
         let packing = self.packing.for_scale(weights.scale());
-        let packed = PackedTernary::pack_as(packing, &weights);
+        let packed = PackedTernary::pack_in(&self.arena, packing, &weights);
         CpuTernary { packed, scale: weights.scale().clone() }
     }
 

@@ -12,6 +12,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::memory::{Arena, Line, Lines};
 use crate::ternary::{CODES_PER_WORD, TernaryMatrix, WeightScale, ZERO_WORD, words_per_row};
 
 /// Rows of a panel.
@@ -101,23 +102,19 @@ impl FromStr for Packing {
 }
 
 /// A panel's share of [`Packing::block_cols`] columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C, align(64))]
-pub struct Block(pub(crate) [u8; 64]);
+pub type Block = Line;
 
-impl Block {
-    fn from_quads(quads: [u32; PANEL_ROWS]) -> Self {
-        let mut bytes = [0; 64];
-        for (bytes, quad) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(quads) {
-            *bytes = quad.to_le_bytes();
-        }
-        Self(bytes)
+fn block_of(quads: [u32; PANEL_ROWS]) -> Block {
+    let mut bytes = [0; 64];
+    for (bytes, quad) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(quads) {
+        *bytes = quad.to_le_bytes();
     }
+    Line(bytes)
+}
 
-    /// One row's four bytes.
-    fn quad(&self, row: usize) -> u32 {
-        u32::from_le_bytes(self.0.as_chunks::<4>().0[row])
-    }
+/// One row's four bytes of a block.
+fn quad(block: &Block, row: usize) -> u32 {
+    u32::from_le_bytes(block.0.as_chunks::<4>().0[row])
 }
 
 /// The codes of a [`TernaryMatrix`] in panels; its scales stay with whoever packed it.
@@ -127,7 +124,7 @@ pub struct PackedTernary {
     rows: usize,
     cols: usize,
     blocks_per_panel: usize,
-    blocks: Vec<Block>,
+    blocks: Lines,
 }
 
 impl PackedTernary {
@@ -136,33 +133,45 @@ impl PackedTernary {
         Self::pack_as(Packing::TwoBits, matrix)
     }
 
-    /// Packs a matrix. The last panel is filled up with rows of zero weights.
+    /// Packs a matrix into memory of its own; see [`PackedTernary::pack_in`].
+    pub fn pack_as(packing: Packing, matrix: &TernaryMatrix) -> Self {
+        let lines = packing.matrix_bytes(matrix.rows(), matrix.cols()) / size_of::<Block>();
+        Self::pack_into(Lines::zeroed(lines), packing, matrix)
+    }
+
+    /// Packs a matrix into memory of an arena. The last panel is filled up with rows of zero weights.
     ///
     /// # Panics
     /// If it is wider than [`MAX_COLS`]; a loader refuses such a model before.
-    pub fn pack_as(packing: Packing, matrix: &TernaryMatrix) -> Self {
+    pub fn pack_in(arena: &Arena, packing: Packing, matrix: &TernaryMatrix) -> Self {
+        let lines = packing.matrix_bytes(matrix.rows(), matrix.cols()) / size_of::<Block>();
+        Self::pack_into(arena.lines(lines), packing, matrix)
+    }
+
+    fn pack_into(mut blocks: Lines, packing: Packing, matrix: &TernaryMatrix) -> Self {
         let (rows, cols) = (matrix.rows(), matrix.cols());
         assert!(cols <= MAX_COLS, "{cols} columns could overflow 32 bits");
         let blocks_per_panel = cols.div_ceil(packing.block_cols());
-        let panels = rows.div_ceil(PANEL_ROWS);
-        let mut blocks = Vec::with_capacity(panels * blocks_per_panel);
         let padding = vec![ZERO_WORD; words_per_row(cols)];
         let mut trits = vec![[0; PANEL_ROWS]; blocks_per_panel];
-        for panel in 0..panels {
+        for (panel, blocks) in blocks.chunks_exact_mut(blocks_per_panel.max(1)).enumerate() {
             let words: [&[u32]; PANEL_ROWS] = std::array::from_fn(|r| {
                 let row = panel * PANEL_ROWS + r;
                 if row < rows { matrix.row(row) } else { &padding[..] }
             });
             match packing {
                 Packing::TwoBits => {
-                    let block = |b: usize| Block::from_quads(std::array::from_fn(|r| words[r][b]));
-                    blocks.extend((0..blocks_per_panel).map(block));
+                    for (b, block) in blocks.iter_mut().enumerate() {
+                        *block = block_of(std::array::from_fn(|r| words[r][b]));
+                    }
                 }
                 Packing::FiveTrits => {
                     for (r, words) in words.iter().enumerate() {
                         trits_of_row(words, r, &mut trits);
                     }
-                    blocks.extend(trits.iter().map(|quads| Block::from_quads(*quads)));
+                    for (block, quads) in blocks.iter_mut().zip(&trits) {
+                        *block = block_of(*quads);
+                    }
                 }
             }
         }
@@ -170,8 +179,9 @@ impl PackedTernary {
     }
 
     /// A matrix of the same byte everywhere, for timing.
-    pub(super) fn filled(byte: u8, panels: usize, blocks_per_panel: usize) -> Self {
-        let blocks = vec![Block([byte; 64]); panels * blocks_per_panel];
+    pub(super) fn filled(arena: &Arena, byte: u8, panels: usize, blocks_per_panel: usize) -> Self {
+        let mut blocks = arena.lines(panels * blocks_per_panel);
+        blocks.fill(Line([byte; 64]));
         let packing = Packing::TwoBits;
         let (rows, cols) = (panels * PANEL_ROWS, blocks_per_panel * packing.block_cols());
         Self { packing, rows, cols, blocks_per_panel, blocks }
@@ -214,19 +224,18 @@ impl PackedTernary {
 
     /// Memory that the weights take.
     pub fn bytes(&self) -> usize {
-        size_of_val(&self.blocks[..])
+        self.blocks.bytes().len()
     }
 
     /// The words of one row, as [`TernaryMatrix::row`] gives them.
     pub fn row_words(&self, row: usize) -> impl Iterator<Item = u32> {
         let (panel, row) = (self.panel(row / PANEL_ROWS), row % PANEL_ROWS);
         (0..words_per_row(self.cols)).map(move |word| match self.packing {
-            Packing::TwoBits => panel[word].quad(row),
+            Packing::TwoBits => quad(&panel[word], row),
             Packing::FiveTrits => {
                 // The last word may reach past the last block.
-                let codes = |quad: usize| {
-                    panel.get(quad / 5).map_or(ONES, |b| digit(b.quad(row), quad % 5))
-                };
+                let codes =
+                    |i: usize| panel.get(i / 5).map_or(ONES, |b| digit(quad(b, row), i % 5));
                 let quads = CODES_PER_WORD / 4;
                 (0..quads).fold(0, |all, i| all | codes(quads * word + i) << (2 * i))
             }

@@ -12,6 +12,7 @@ use super::packed::{PANEL_ROWS, PackedTernary, Packing};
 use super::pool::{ThreadPool, items};
 use super::topology::Topology;
 use crate::activation::QuantizedRows;
+use crate::memory::Arena;
 use crate::ternary::WeightScale;
 
 /// Panels and blocks of the matrices that are timed: 160 KB, as a thread takes at a time from a layer of 2560 columns.
@@ -143,9 +144,10 @@ fn last_caches() -> u64 {
 /// one round through all of it ago.
 fn time(isa: Isa, pool: &ThreadPool, weights: u64) -> [f64; 2] {
     let count = timed_bytes(weights, last_caches()).div_ceil(BYTES).max(1);
+    let arena = Arena::default();
     let mut matrices: Vec<Option<PackedTernary>> = vec![None; count];
     pool.for_each(items(&mut matrices), |_, matrix| {
-        *matrix = Some(PackedTernary::filled(FILL, PANELS, BLOCKS));
+        *matrix = Some(PackedTernary::filled(&arena, FILL, PANELS, BLOCKS));
     });
     let x = Packing::ALL.map(|packing| {
         let mut x = QuantizedRows::default();

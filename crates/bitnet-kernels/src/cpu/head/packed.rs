@@ -9,6 +9,7 @@ use crate::cpu::packed::PANEL_ROWS;
 use crate::cpu::pool::{ThreadPool, chunks, items};
 use crate::dense::{DenseMatrix, DenseType};
 use crate::head::InvalidHead;
+use crate::memory::Lines;
 use crate::scalar::int8::MAX_COLS;
 
 /// Columns of a group.
@@ -25,9 +26,7 @@ const PANELS_AT_ONCE: usize = 256;
 pub struct Int8Head {
     rows: usize,
     cols: usize,
-    /// From `start` on aligned to a cache line. Bytes, because the system hands out zeroed ones without touching them.
-    bytes: Vec<u8>,
-    start: usize,
+    lines: Lines,
     /// `[panels · 16]`.
     scales: Vec<f32>,
 }
@@ -78,15 +77,13 @@ impl Int8Head {
 
     fn empty(rows: usize, cols: usize) -> Self {
         let panels = rows.div_ceil(PANEL_ROWS);
-        let bytes = vec![0; panels * PANEL_ROWS * cols.next_multiple_of(GROUP_COLS) + 63];
-        let start = bytes.as_ptr().align_offset(64);
-        Self { rows, cols, bytes, start, scales: vec![0.0; panels * PANEL_ROWS] }
+        let lines = panels * cols.next_multiple_of(GROUP_COLS) / 4; // of four columns each
+        Self { rows, cols, lines: Lines::zeroed(lines), scales: vec![0.0; panels * PANEL_ROWS] }
     }
 
     /// All panels, and all scales.
     fn parts(&mut self) -> (&mut [u8], &mut [f32]) {
-        let len = self.scales.len() * self.cols.next_multiple_of(GROUP_COLS);
-        (&mut self.bytes[self.start..][..len], &mut self.scales)
+        (self.lines.bytes_mut(), &mut self.scales)
     }
 
     /// Rows: the size of the vocabulary.
@@ -102,7 +99,7 @@ impl Int8Head {
     /// The groups of one panel.
     pub(crate) fn panel(&self, panel: usize) -> &[Group] {
         let len = PANEL_ROWS * self.cols.next_multiple_of(GROUP_COLS);
-        let bytes = &self.bytes[self.start + panel * len..][..len];
+        let bytes = &self.lines.bytes()[panel * len..][..len];
         bytes.as_chunks::<64>().0.as_chunks::<4>().0
     }
 

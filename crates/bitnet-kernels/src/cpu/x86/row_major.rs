@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use crate::cpu::isa::Isa;
 use crate::cpu::packed::Block;
+use crate::memory::Line;
 
 /// Words of codes in a vector.
 pub fn words(isa: Isa) -> Option<usize> {
@@ -41,7 +42,7 @@ macro_rules! row_major {
             let mask = splat([3; 4]);
             let mut sums = [zero(); 4];
             for (words, x) in row.as_chunks::<LANES>().0.iter().zip(x) {
-                let mut block = Block([0; 64]);
+                let mut block = Line([0; 64]);
                 for (bytes, word) in block.0.as_chunks_mut::<4>().0.iter_mut().zip(words) {
                     *bytes = word.to_le_bytes();
                 }
