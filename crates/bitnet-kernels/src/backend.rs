@@ -3,9 +3,10 @@
 //! Shapes are `[tokens, features]` row-major. A batch is flat: its tokens may belong to many sequences.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::dense::DenseMatrix;
-use crate::head::{HeadType, InvalidHead};
+use crate::head::{HeadRecord, HeadType, InvalidHead};
 use crate::kv::KvShape;
 use crate::logits::{Logits, Wanted};
 use crate::scalar::elementwise::Activation;
@@ -79,6 +80,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
         form: HeadType,
         taken: &(dyn Fn(Range<usize>) + Sync),
     ) -> Result<Self::Head, InvalidHead>;
+    /// Where a head that leaves out logits counts what happens; nothing for one that never does.
+    fn head_record(&self, head: &Self::Head) -> Option<Arc<HeadRecord>> {
+        let _ = head;
+        None
+    }
     /// Takes a vector.
     fn upload_vector(&self, weights: Vec<f32>) -> Self::Vector;
     /// An empty matrix.

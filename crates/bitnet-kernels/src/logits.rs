@@ -171,15 +171,27 @@ impl Logits {
         self.rows.push(Place::Some(start..self.ids.len()));
     }
 
-    /// Makes this so many whole rows, and gives their memory, `[rows, vocab_size]`, for filling.
-    pub(crate) fn reset_whole(&mut self, rows: usize, vocab_size: usize) -> &mut [f32] {
+    /// Forgets all rows, makes room for `count` whole ones, which are still to be pushed, and gives it, `[count, vocab_size]`,
+    /// for filling.
+    pub(crate) fn reset(&mut self, vocab_size: usize, count: usize) -> &mut [f32] {
         self.vocab_size = vocab_size;
         self.rows.clear();
         self.ids.clear();
         self.some.clear();
-        self.rows.extend((0..rows).map(Place::Whole));
         self.whole.clear();
-        self.whole.resize(rows * vocab_size, 0.0);
+        self.whole.resize(count * vocab_size, 0.0);
+        &mut self.whole
+    }
+
+    /// Adds a whole row, by its place among these.
+    pub(crate) fn push_whole(&mut self, place: usize) {
+        self.rows.push(Place::Whole(place));
+    }
+
+    /// As [`Self::reset`], with all the whole rows pushed.
+    pub(crate) fn reset_whole(&mut self, rows: usize, vocab_size: usize) -> &mut [f32] {
+        self.reset(vocab_size, rows);
+        self.rows.extend((0..rows).map(Place::Whole));
         &mut self.whole
     }
 }

@@ -28,12 +28,13 @@ pub mod topology;
 pub mod x86;
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::backend::{Backend, Gated, Norm, Span};
 use crate::dense::DenseMatrix;
-use crate::head::{HeadType, InvalidHead};
+use crate::head::{HeadRecord, HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
 use crate::logits::{Logits, Wanted};
 use crate::memory::Arena;
@@ -76,6 +77,8 @@ struct WorkerScratch {
     row: Vec<f32>,
     attention: attention::Scratch,
     input: OwnInput,
+    gathered: Option<head::packed::Int8Head>,
+    turning: crate::scalar::screen::Turning,
 }
 
 /// Floats `[rows, cols]`.
@@ -107,6 +110,7 @@ pub struct CpuScratch {
     normed: Matrix,
     partials: Vec<Partials>,
     split: SplitRows,
+    two_stage: head::two_stage::Scratch,
     workers: Vec<WorkerScratch>,
 }
 
@@ -244,6 +248,10 @@ impl Backend for CpuBackend {
         taken: &(dyn Fn(Range<usize>) + Sync),
     ) -> Result<CpuHead, InvalidHead> {
         self.make_head(weights, form, taken)
+    }
+
+    fn head_record(&self, head: &CpuHead) -> Option<Arc<HeadRecord>> {
+        head.record().cloned()
     }
 
     fn upload_vector(&self, weights: Vec<f32>) -> Vec<f32> {

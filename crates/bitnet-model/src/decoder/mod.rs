@@ -10,6 +10,7 @@ mod rope;
 use std::sync::Arc;
 
 use bitnet_kernels::backend::{Backend, Gated, Norm};
+use bitnet_kernels::head::HeadRecord;
 use bitnet_kernels::logits::Logits;
 use bitnet_kernels::scalar::elementwise::Activation;
 use bitnet_kernels::scalar::rope::RopeTable;
@@ -80,6 +81,11 @@ impl<B: Backend> Model<B> {
     /// The device.
     pub fn backend(&self) -> &Arc<B> {
         &self.backend
+    }
+
+    /// Where the output head counts what happens, if it is one that leaves out logits.
+    pub fn head_record(&self) -> Option<Arc<HeadRecord>> {
+        self.backend.head_record(&self.lm_head)
     }
 
     /// Activation memory for a caller of [`Self::forward`].
