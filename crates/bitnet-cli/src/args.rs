@@ -47,7 +47,8 @@ pub struct ModelArgs {
     #[arg(long, value_name = "TYPE", default_value = "f16", help_heading = MODEL)]
     #[arg(value_parser = kv_types())]
     kv_dtype: KvType,
-    /// How the output head is held: int8, or file (as the model file has it: slower, the reference)
+    /// How the output head is held: int8, two-stage (the same logits, found by reading two bits a weight; needs a
+    /// quarter more memory), or file (as the model file has it: slower, the reference)
     #[arg(long, value_name = "FORM", default_value = "int8", help_heading = MODEL)]
     head: HeadType,
     /// SIMD level to use instead of the best one; `info` lists them

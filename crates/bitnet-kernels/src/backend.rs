@@ -6,8 +6,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::dense::DenseMatrix;
-use crate::head::{HeadType, InvalidHead};
+use crate::head::{HeadRecord, HeadType, InvalidHead};
 use crate::kv::KvShape;
+use crate::logits::{Logits, Wanted};
 use crate::profile::Profile;
 use crate::scalar::elementwise::Activation;
 use crate::scalar::rope::RopeTable;
@@ -83,6 +84,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
         form: HeadType,
         taken: &(dyn Fn(Range<usize>) + Sync),
     ) -> Result<Self::Head, InvalidHead>;
+    /// Where a head that leaves out logits counts what happens; nothing for one that never does.
+    fn head_record(&self, head: &Self::Head) -> Option<Arc<HeadRecord>> {
+        let _ = head;
+        None
+    }
     /// Takes a vector.
     fn upload_vector(&self, weights: Vec<f32>) -> Self::Vector;
     /// An empty matrix.
@@ -139,15 +145,15 @@ pub trait Backend: Send + Sync + Sized + 'static {
         out: &mut Self::Activations,
     );
 
-    /// `out[i] = head · norm(x[rows[i]])`, `[rows.len(), vocab_size]`.
+    /// `out.row(i) = head · norm(x[row])` for each `i` and its `(row, wanted)`, with what is wanted at least.
     fn logits(
         &self,
         scratch: &mut Self::Scratch,
         x: &Self::Activations,
-        rows: &[usize],
+        rows: &[(usize, Wanted)],
         norm: &Norm<Self::Vector>,
         head: &Self::Head,
-        out: &mut Vec<f32>,
+        out: &mut Logits,
     );
 }
 

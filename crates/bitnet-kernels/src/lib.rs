@@ -11,6 +11,7 @@ pub mod dense;
 pub mod device;
 pub mod head;
 pub mod kv;
+pub mod logits;
 pub mod memory;
 pub mod profile;
 pub mod scalar;

@@ -213,6 +213,7 @@ impl ModelBuilder {
         let model = Model::load(&checkpoint, Arc::clone(&backend), head, threads, &self.progress)?;
         let info = self.info(&checkpoint, device, &backend, threads, limits, begin);
         drop(checkpoint);
+        let head = model.head_record();
         let handle = spawn(Arc::new(model), &engine)?;
         tracing::info!(
             name = info.name,
@@ -222,7 +223,7 @@ impl ModelBuilder {
             seconds = info.load_time.as_secs_f64(),
             "model loaded"
         );
-        Ok(BitNetModel::new(handle, tokenizer, arch, info))
+        Ok(BitNetModel::new(handle, tokenizer, arch, info, head))
     }
 
     fn info(

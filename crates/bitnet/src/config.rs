@@ -83,6 +83,8 @@ pub struct ModelConfig {
     pub kv_dtype: KvType,
     /// How the output head is held. [`HeadType::Int8`] reads half of what f16 would and changes logits by about a hundredth
     /// of their spread (`docs/kernels.md` has figures); [`HeadType::File`] is the reference.
+    /// [`HeadType::TwoStage`] chooses the same tokens as `Int8` and reads a quarter of it where that suffices: for greedy
+    /// choice, top-k, and min-p without top-p.
     pub head: HeadType,
     /// Byte order of I2_S tensors, which GGUF files do not name.
     pub i2s_layout: I2sLayout,

@@ -45,7 +45,7 @@ pub use bitnet_kernels::cpu::placement::{
 pub use bitnet_kernels::cpu::plan::ThreadPlan;
 pub use bitnet_kernels::cpu::pool::WaitPolicy;
 pub use bitnet_kernels::device::{Device, DeviceError};
-pub use bitnet_kernels::head::{HeadType, UnknownHead};
+pub use bitnet_kernels::head::{HeadCounts, HeadType, UnknownHead};
 pub use bitnet_kernels::kv::KvType;
 pub use bitnet_model::config::{ArchConfig, HiddenAct};
 pub use bitnet_model::decoder::LoadProgress;

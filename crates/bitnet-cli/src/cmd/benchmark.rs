@@ -59,7 +59,8 @@ pub struct BenchmarkArgs {
     /// SIMD levels, as sse,avx,avx2,avx512; those not available here are listed with the reason [default: the best]
     #[arg(long, value_name = "LEVEL,…", value_delimiter = ',')]
     simd_level: Vec<String>,
-    /// How the output head is held: int8, or file (as the model file has it: slower, the reference)
+    /// How the output head is held: int8, two-stage (the same logits, found by reading two bits a weight; needs a
+    /// quarter more memory), or file (as the model file has it: slower, the reference)
     #[arg(long, value_name = "FORM", default_value = "int8")]
     head: HeadType,
     /// Tokens of the prompt; 0 leaves it out [default: 512; with --ablation and --modes 64]

@@ -10,6 +10,7 @@ use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::dense::DenseMatrix;
 use bitnet_kernels::head::{HeadType, InvalidHead};
 use bitnet_kernels::kv::KvShape;
+use bitnet_kernels::logits::{Logits, Wanted};
 use bitnet_kernels::profile::Profile;
 use bitnet_kernels::ternary::TernaryMatrix;
 
@@ -142,14 +143,15 @@ impl Backend for Faulty {
         &self,
         scratch: &mut Self::Scratch,
         x: &Self::Activations,
-        rows: &[usize],
+        rows: &[(usize, Wanted)],
         norm: &Norm<Self::Vector>,
         head: &Self::Head,
-        out: &mut Vec<f32>,
+        out: &mut Logits,
     ) {
         self.cpu.logits(scratch, x, rows, norm, head, out);
         if self.nan.load(Ordering::Relaxed) {
-            out.fill(f32::NAN);
+            let whole = out.whole().len();
+            *out = Logits::from_whole(vec![f32::NAN; whole], head.rows());
         }
     }
 }

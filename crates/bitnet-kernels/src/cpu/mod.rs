@@ -35,8 +35,9 @@ use std::time::Instant;
 
 use crate::backend::{Backend, Gated, Norm, Projection, Span};
 use crate::dense::DenseMatrix;
-use crate::head::{HeadType, InvalidHead};
+use crate::head::{HeadRecord, HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
+use crate::logits::{Logits, Wanted};
 use crate::memory::Arena;
 use crate::profile::Profile;
 use crate::ternary::TernaryMatrix;
@@ -75,6 +76,9 @@ struct WorkerScratch {
     row: Vec<f32>,
     attention: attention::Scratch,
     input: OwnInput,
+    screened: Vec<i32>,
+    gathered: Option<head::packed::Int8Head>,
+    turning: crate::scalar::screen::Turning,
 }
 
 /// Floats `[rows, cols]`.
@@ -106,6 +110,7 @@ pub struct CpuScratch {
     normed: Matrix,
     attention: attention::Plan,
     split: SplitRows,
+    two_stage: head::two_stage::Scratch,
     workers: Vec<WorkerScratch>,
 }
 
@@ -227,6 +232,10 @@ impl Backend for CpuBackend {
         self.make_head(weights, form, taken)
     }
 
+    fn head_record(&self, head: &CpuHead) -> Option<Arc<HeadRecord>> {
+        head.record().cloned()
+    }
+
     fn upload_vector(&self, weights: Vec<f32>) -> Vec<f32> {
         weights
     }
@@ -345,10 +354,10 @@ impl Backend for CpuBackend {
         &self,
         scratch: &mut CpuScratch,
         x: &Matrix,
-        rows: &[usize],
+        rows: &[(usize, Wanted)],
         norm: &Norm<Vec<f32>>,
         head: &CpuHead,
-        out: &mut Vec<f32>,
+        out: &mut Logits,
     ) {
         self.head_logits(scratch, x, rows, norm, head, out);
     }

@@ -10,6 +10,8 @@ mod rope;
 use std::sync::Arc;
 
 use bitnet_kernels::backend::{Backend, Gated, Norm, Projection};
+use bitnet_kernels::head::HeadRecord;
+use bitnet_kernels::logits::Logits;
 use bitnet_kernels::profile::{Phase, PhaseTime};
 use bitnet_kernels::scalar::elementwise::Activation;
 use bitnet_kernels::scalar::rope::RopeTable;
@@ -52,7 +54,7 @@ pub struct Scratch<B: Backend> {
     attention: B::Activations,
     gated: B::Activations,
     rope: RopeTable,
-    logits: Vec<f32>,
+    logits: Logits,
     operations: B::Scratch,
 }
 
@@ -80,6 +82,11 @@ impl<B: Backend> Model<B> {
         &self.backend
     }
 
+    /// Where the output head counts what happens, if it is one that leaves out logits.
+    pub fn head_record(&self) -> Option<Arc<HeadRecord>> {
+        self.backend.head_record(&self.lm_head)
+    }
+
     /// Activation memory for a caller of [`Self::forward`].
     pub fn scratch(&self) -> Scratch<B> {
         let new = || self.backend.activations();
@@ -89,12 +96,12 @@ impl<B: Backend> Model<B> {
             attention: new(),
             gated: new(),
             rope: RopeTable::default(),
-            logits: Vec::new(),
+            logits: Logits::default(),
             operations: self.backend.scratch(),
         }
     }
 
-    /// Runs a batch through all layers. Returns logits `[batch.outputs.len(), vocab_size]` in f32.
+    /// Runs a batch through all layers. Returns a row of logits for each of `batch.outputs`.
     ///
     /// # Panics
     /// If an id is not below `vocab_size` or a slot not in the cache.
@@ -103,7 +110,7 @@ impl<B: Backend> Model<B> {
         batch: &Batch,
         kv: &mut KvCache<B>,
         scratch: &'s mut Scratch<B>,
-    ) -> &'s [f32] {
+    ) -> &'s Logits {
         self.forward_observed(batch, kv, scratch, &mut |_, _| {})
     }
 
@@ -114,7 +121,7 @@ impl<B: Backend> Model<B> {
         kv: &mut KvCache<B>,
         scratch: &'s mut Scratch<B>,
         observe: &mut dyn FnMut(Point, &B::Activations),
-    ) -> &'s [f32] {
+    ) -> &'s Logits {
         assert!(
             batch.ids.iter().all(|&id| (id as usize) < self.config.vocab_size),
             "callers check token ids"
