@@ -13,4 +13,5 @@ pub mod head;
 pub mod kv;
 pub mod memory;
 pub mod scalar;
+pub mod stored;
 pub mod ternary;

@@ -21,6 +21,7 @@ pub mod probe;
 pub(crate) mod product;
 pub mod selection;
 mod selftest;
+mod stored;
 mod team;
 pub mod topology;
 #[cfg(target_arch = "x86_64")]
@@ -38,6 +39,7 @@ use crate::kv::{KvLayer, KvShape};
 use crate::memory::Arena;
 use crate::scalar::attention::Partials;
 use crate::scalar::rope::RopeTable;
+use crate::stored::{Stored, StoredParts};
 use crate::ternary::TernaryMatrix;
 pub use bitlinear::CpuTernary;
 use bitlinear::Part;
@@ -243,6 +245,26 @@ impl Backend for CpuBackend {
         taken: &(dyn Fn(Range<usize>) + Sync),
     ) -> Result<CpuHead, InvalidHead> {
         self.make_head(weights, form, taken)
+    }
+
+    fn layout(&self, head: HeadType) -> String {
+        stored::layout(self.packing.packing, head)
+    }
+
+    fn store_ternary<'a>(&self, w: &'a CpuTernary) -> StoredParts<'a> {
+        stored::store_ternary(w)
+    }
+
+    fn restore_ternary(&self, rows: usize, cols: usize, stored: &Stored) -> Option<CpuTernary> {
+        stored::restore_ternary(rows, cols, stored)
+    }
+
+    fn store_head<'a>(&self, head: &'a CpuHead) -> Option<StoredParts<'a>> {
+        stored::store_head(head)
+    }
+
+    fn restore_head(&self, rows: usize, cols: usize, stored: &Stored) -> Option<CpuHead> {
+        stored::restore_head(rows, cols, stored)
     }
 
     fn upload_vector(&self, weights: Vec<f32>) -> Vec<f32> {
