@@ -14,7 +14,7 @@ use bitnet_kernels::cpu::plan::ThreadPlan;
 use bitnet_kernels::cpu::{CpuBackend, affinity};
 use bitnet_kernels::device::Device;
 use bitnet_kernels::kv::PAGE;
-use bitnet_model::decoder::{LoadProgress, Model};
+use bitnet_model::decoder::{CacheUse, LoadOptions, LoadProgress, Model};
 use bitnet_model::format::{Checkpoint, TokenizerSource};
 #[cfg(feature = "hub")]
 use bitnet_model::hub::{Hub, HubConfig, HubError, HubId};
@@ -22,7 +22,7 @@ use bitnet_model::kv::page_bytes;
 use bitnet_model::tokenizer::Tokenizer;
 
 use crate::bench::bytes::ternary_weights;
-use crate::config::ModelConfig;
+use crate::config::{LoadingStrategy, ModelConfig};
 use crate::error::Error;
 use crate::info::{self, ModelInfo};
 use crate::model::BitNetModel;
@@ -44,6 +44,13 @@ enum Source {
     Path(PathBuf),
     #[cfg(feature = "demo-model")]
     Demo,
+}
+
+/// What turned out while loading.
+struct Found {
+    device: Device,
+    packed_cache: CacheUse,
+    limits: Limits,
 }
 
 /// The demo model's file, which `demo/README.md` describes.
@@ -209,9 +216,17 @@ impl ModelBuilder {
             None => PackingChoice::Fastest { weights },
         });
         let backend = Arc::new(backend);
-        let head = self.config.head;
-        let model = Model::load(&checkpoint, Arc::clone(&backend), head, threads, &self.progress)?;
-        let info = self.info(&checkpoint, device, &backend, threads, limits, begin);
+        let strategy = self.config.loading_strategy;
+        let cache = self.config.packed_cache.as_ref();
+        let options =
+            LoadOptions { head: self.config.head, threads, cache, place: strategy.place() };
+        let (model, packed_cache) =
+            Model::load_with(&checkpoint, Arc::clone(&backend), &options, &self.progress)?;
+        if strategy == LoadingStrategy::Preload {
+            checkpoint.bring_in("model.embed_tokens", threads);
+        }
+        let found = Found { device, packed_cache, limits };
+        let info = self.info(&checkpoint, &backend, threads, found, begin);
         drop(checkpoint);
         let handle = spawn(Arc::new(model), &engine)?;
         tracing::info!(
@@ -228,10 +243,9 @@ impl ModelBuilder {
     fn info(
         &self,
         checkpoint: &Checkpoint,
-        device: Device,
         backend: &CpuBackend,
         threads: usize,
-        limits: Limits,
+        Found { device, packed_cache, limits }: Found,
         begin: Instant,
     ) -> ModelInfo {
         let (encodings, bytes) = info::tensors(checkpoint);
@@ -252,6 +266,7 @@ impl ModelBuilder {
             head: self.config.head,
             kv_cache_bytes: limits.pages * kv_page,
             kv_bytes_per_token: kv_page / PAGE,
+            packed_cache,
             load_time: begin.elapsed(),
         }
     }

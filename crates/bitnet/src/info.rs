@@ -7,6 +7,7 @@ use std::time::Duration;
 use bitnet_kernels::cpu::packing::ChosenPacking;
 use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::KvType;
+use bitnet_model::decoder::CacheUse;
 use bitnet_model::format::{Checkpoint, TensorInfo};
 
 /// What a loaded model is and how it runs.
@@ -40,6 +41,8 @@ pub struct ModelInfo {
     pub kv_cache_bytes: usize,
     /// Bytes that the keys and values of one token take.
     pub kv_bytes_per_token: usize,
+    /// Whether packed weights came out of a file that keeps them.
+    pub packed_cache: CacheUse,
     /// How long loading took.
     pub load_time: Duration,
 }

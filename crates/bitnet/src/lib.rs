@@ -48,7 +48,7 @@ pub use bitnet_kernels::device::{Device, DeviceError};
 pub use bitnet_kernels::head::{HeadType, UnknownHead};
 pub use bitnet_kernels::kv::KvType;
 pub use bitnet_model::config::{ArchConfig, HiddenAct};
-pub use bitnet_model::decoder::LoadProgress;
+pub use bitnet_model::decoder::{CacheUse, LoadProgress, PackedCache};
 pub use bitnet_model::error::LoadError;
 pub use bitnet_model::format::{Checkpoint, I2sLayout, OpenOptions, PackedLayout, TensorInfo};
 #[cfg(feature = "hub")]

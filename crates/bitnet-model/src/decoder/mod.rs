@@ -4,6 +4,7 @@
 //! ternary Llama family differ in three switches of one layer (sub-norms, activation, tied head), so there is one decoder
 //! and no type per family; reading a family's files is the business of `format` and `config`.
 
+mod cache;
 mod load;
 mod rope;
 
@@ -17,7 +18,9 @@ use crate::batch::Batch;
 use crate::config::ArchConfig;
 use crate::kv::KvCache;
 
-pub use load::LoadProgress;
+pub use crate::format::packed::Place;
+pub use cache::{CacheUse, PackedCache};
+pub use load::{LoadOptions, LoadProgress};
 
 /// A model, immutable after loading.
 pub struct Model<B: Backend> {
@@ -42,6 +45,14 @@ struct Layer<B: Backend> {
     up_proj: B::Ternary,
     ffn_sub_norm: Option<Norm<B::Vector>>,
     down_proj: B::Ternary,
+}
+
+impl<B: Backend> Layer<B> {
+    /// The ternary matrices in the order of `load::LINEARS`.
+    fn linears(&self) -> [&B::Ternary; 7] {
+        let Self { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, .. } = self;
+        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+    }
 }
 
 /// Activation memory of one caller of [`Model::forward`].

@@ -2,6 +2,7 @@
 
 mod check;
 mod finite;
+mod identity;
 mod read;
 
 use std::{
@@ -150,6 +151,11 @@ impl Checkpoint {
         checkpoint.with_tensors(shards.tensors)
     }
 
+    /// The file or directory that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What the model is.
     pub fn config(&self) -> &ArchConfig {
         &self.config
@@ -240,6 +246,13 @@ impl Checkpoint {
                 found: values[index].to_string(),
                 expected: "a finite number".into(),
             }),
+        }
+    }
+
+    /// Reads a tensor's pages of a mapped file with `threads` threads, so that its first use does not wait for the disk.
+    pub fn bring_in(&self, name: &str, threads: usize) {
+        if let Some(tensor) = self.tensors.get(&format!("{name}.weight")) {
+            self.sources[tensor.file].bring_in(tensor.range.clone(), threads);
         }
     }
 
