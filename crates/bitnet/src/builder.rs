@@ -219,7 +219,7 @@ impl ModelBuilder {
         let strategy = self.config.loading_strategy;
         let cache = self.config.packed_cache.as_ref();
         let options =
-            LoadOptions { head: self.config.head, threads, cache, place: strategy.place() };
+            LoadOptions { head: self.config.head, threads, cache, place: self.config.place() };
         let (model, packed_cache) =
             Model::load_with(&checkpoint, Arc::clone(&backend), &options, &self.progress)?;
         if strategy == LoadingStrategy::Preload {

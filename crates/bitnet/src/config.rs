@@ -64,7 +64,7 @@ pub struct ModelConfig {
     pub simd_level: Option<String>,
     /// How many ternary weights share a byte. None: what a short timing while loading finds faster. Results are the same.
     pub packing: Option<Packing>,
-    /// Map weight files into memory. Without it they are read into the process's own memory, which survives a file that
+    /// Map files into memory. Without it they are read into the process's own memory, which survives a file that
     /// changes or a network drive that goes away.
     ///
     /// ```
@@ -147,6 +147,14 @@ impl ModelConfig {
         ThreadPlan::new(&config, &Topology::detect(), affinity::current_cpu())
     }
 
+    /// Where packed weights out of a cache are to be.
+    pub(crate) fn place(&self) -> Place {
+        match self.loading_strategy {
+            LoadingStrategy::MemoryMap if self.use_mmap => Place::File,
+            LoadingStrategy::MemoryMap | LoadingStrategy::Preload => Place::Memory,
+        }
+    }
+
     pub(crate) fn open_options(&self) -> OpenOptions {
         OpenOptions {
             mmap: self.use_mmap,
@@ -190,13 +198,6 @@ pub enum LoadingStrategy {
 impl LoadingStrategy {
     /// Both of them.
     pub const ALL: [Self; 2] = [Self::MemoryMap, Self::Preload];
-
-    pub(crate) fn place(self) -> Place {
-        match self {
-            Self::MemoryMap => Place::File,
-            Self::Preload => Place::Memory,
-        }
-    }
 }
 
 impl fmt::Display for LoadingStrategy {

@@ -109,10 +109,11 @@ impl Source {
         let (Self::Mapped(..), Ok(bytes)) = (self, self.read(range)) else { return };
         let pieces = Mutex::new(bytes.chunks(AT_ONCE));
         let touched = parallel::share(threads, || -> Result<(), Infallible> {
-            while let Some(piece) = pieces.lock().unwrap_or_else(PoisonError::into_inner).next() {
+            loop {
+                let next = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some(piece) = next else { return Ok(()) };
                 black_box(piece.iter().step_by(PAGE).fold(0, |all, byte| all ^ byte));
             }
-            Ok(())
         });
         touched.unwrap_or_else(|never| match never {});
     }
