@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use bitnet::{BitNetModel, CacheUse, ModelBuilder, SimdLevel};
+use bitnet::{BitNetModel, CacheUse, MemoryLock, ModelBuilder, SimdLevel};
 use bitnet_kernels::cpu::topology::Topology;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -39,6 +39,9 @@ pub fn load(args: &ModelArgs, console: &Console) -> Result<Loaded> {
     if let CacheUse::Written { path, bytes } = &model.info().packed_cache {
         let (bytes, path) = (report::bytes(*bytes), path.display());
         console.note(&format!("packed weights are kept for the next start: {bytes} in {path}"));
+    }
+    if let MemoryLock::Refused(refused) = &model.info().memory_lock {
+        console.warn(&format!("{refused}; {}", refused.help()));
     }
     log(&model, &threads);
     Ok(Loaded { model, threads, machine: topology.model_name })

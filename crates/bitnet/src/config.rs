@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bitnet_inference::InvalidConfig;
 use bitnet_kernels::cpu::affinity;
 use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::cpu::placement::{PlacementConfig, PlacementError};
@@ -79,6 +80,11 @@ pub struct ModelConfig {
     pub use_mmap: bool,
     /// Where weights are while the model runs.
     pub loading_strategy: LoadingStrategy,
+    /// Layers whose weights are in memory at a time at most, with [`LoadingStrategy::Lazy`].
+    pub max_layers_in_memory: usize,
+    /// Keep weights and caches from being paged out, where the system allows it; [`ModelInfo`](crate::ModelInfo) tells
+    /// whether it does. On Linux only.
+    pub lock_memory: bool,
     /// Where packed weights are kept between loads, which then take a tenth of the time. None: weights are packed at each load.
     ///
     /// ```no_run
@@ -121,6 +127,8 @@ impl Default for ModelConfig {
             packing: None,
             use_mmap: true,
             loading_strategy: LoadingStrategy::MemoryMap,
+            max_layers_in_memory: 8,
+            lock_memory: false,
             packed_cache: None,
             max_seq_len: 0,
             kv_dtype: KvType::F16,
@@ -148,11 +156,32 @@ impl ModelConfig {
     }
 
     /// Where packed weights out of a cache are to be.
-    pub(crate) fn place(&self) -> Place {
-        match self.loading_strategy {
+    pub(crate) fn place(&self) -> Result<Place, InvalidConfig> {
+        let invalid = |field, found: String, expected: &str| {
+            Err(InvalidConfig { field, found, expected: expected.into() })
+        };
+        Ok(match self.loading_strategy {
             LoadingStrategy::MemoryMap if self.use_mmap => Place::File,
             LoadingStrategy::MemoryMap | LoadingStrategy::Preload => Place::Memory,
-        }
+            LoadingStrategy::Lazy if self.max_layers_in_memory == 0 => {
+                return invalid("max_layers_in_memory", "0".into(), "at least 1");
+            }
+            LoadingStrategy::Lazy if self.lock_memory => {
+                return invalid(
+                    "lock_memory",
+                    "true".into(),
+                    "false with lazy loading, which gives memory back",
+                );
+            }
+            LoadingStrategy::Lazy if !self.use_mmap => {
+                return invalid(
+                    "use_mmap",
+                    "false".into(),
+                    "true with lazy loading, which reads mapped files",
+                );
+            }
+            LoadingStrategy::Lazy => Place::Layers(self.max_layers_in_memory),
+        })
     }
 
     pub(crate) fn open_options(&self) -> OpenOptions {
@@ -176,6 +205,13 @@ impl ModelConfig {
 ///     ..Default::default()
 /// };
 ///
+/// // Lazy loading (load layers on demand)
+/// let lazy_config = ModelConfig {
+///     loading_strategy: LoadingStrategy::Lazy,
+///     max_layers_in_memory: 8,
+///     ..Default::default()
+/// };
+///
 /// // Preloading (fastest inference)
 /// let preload_config = ModelConfig {
 ///     loading_strategy: LoadingStrategy::Preload,
@@ -189,6 +225,9 @@ pub enum LoadingStrategy {
     /// [`HeadType::File`], stay in the model's file and are read from disk when they are first used.
     #[default]
     MemoryMap,
+    /// As with `MemoryMap`, but no more than [`ModelConfig::max_layers_in_memory`] layers are in memory at a time, while the next
+    /// one is fetched from the disk: for models larger than memory. Needs [`ModelConfig::packed_cache`], and a model in a file.
+    Lazy,
     /// All in memory of the process's own, in large pages where the system has them, and read before the first token: packed
     /// weights also if they come out of a cache, and the embedding if [`ModelConfig::use_mmap`] is off; mapped, its
     /// pages are brought in.
@@ -196,14 +235,15 @@ pub enum LoadingStrategy {
 }
 
 impl LoadingStrategy {
-    /// Both of them.
-    pub const ALL: [Self; 2] = [Self::MemoryMap, Self::Preload];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::MemoryMap, Self::Lazy, Self::Preload];
 }
 
 impl fmt::Display for LoadingStrategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::MemoryMap => "mmap",
+            Self::Lazy => "lazy",
             Self::Preload => "preload",
         })
     }

@@ -10,6 +10,8 @@ use bitnet_kernels::kv::KvType;
 use bitnet_model::decoder::CacheUse;
 use bitnet_model::format::{Checkpoint, TensorInfo};
 
+use crate::lock::MemoryLock;
+
 /// What a loaded model is and how it runs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelInfo {
@@ -43,6 +45,8 @@ pub struct ModelInfo {
     pub kv_bytes_per_token: usize,
     /// Whether packed weights came out of a file that keeps them.
     pub packed_cache: CacheUse,
+    /// Whether memory stays in memory.
+    pub memory_lock: MemoryLock,
     /// How long loading took.
     pub load_time: Duration,
 }

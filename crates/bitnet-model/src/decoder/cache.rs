@@ -3,14 +3,16 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bitnet_kernels::backend::Backend;
 use bitnet_kernels::head::HeadType;
 
-use super::Model;
 use super::load::{self, LINEARS, LoadOptions, LoadProgress, Weights};
+use super::residency::Residency;
+use super::{Model, Place};
 use crate::config::ArchConfig;
 use crate::error::LoadError;
 use crate::format::Checkpoint;
@@ -69,9 +71,10 @@ impl PackedCache {
         checkpoint: &Checkpoint,
         backend: &B,
         head: HeadType,
+        min_bytes: u64,
     ) -> Result<Option<Entry>, LoadError> {
         let config = checkpoint.config();
-        if packed_bytes(config, head) < self.min_bytes {
+        if packed_bytes(config, head) < min_bytes {
             return Ok(None);
         }
         let Some(identity) = checkpoint.identity()? else { return Ok(None) };
@@ -85,6 +88,32 @@ impl PackedCache {
         let stem: String = stem.chars().take(64).collect();
         let path = self.folder.join(format!("{stem}-{place:016x}.{ENDING}"));
         Ok(Some(Entry { path, key, source }))
+    }
+
+    /// What [`remember`](Self::remember) was told.
+    pub fn remembered(&self, what: &str) -> Option<String> {
+        let text = fs::read_to_string(self.note(what)).ok()?;
+        // The question is in the file too, so that two of the same sum are not mixed up.
+        text.strip_prefix(what)?.strip_prefix(": ")?.strip_suffix('\n').map(str::to_owned)
+    }
+
+    /// Keeps a short answer that takes long to find, such as which packing is faster on this machine.
+    pub fn remember(&self, what: &str, answer: &str) {
+        let write = || -> io::Result<()> {
+            fs::create_dir_all(&self.folder)?;
+            let path = self.note(what);
+            let unfinished =
+                path.with_extension(format!("{}.{}", process::id(), packed::UNFINISHED));
+            fs::write(&unfinished, format!("{what}: {answer}\n"))?;
+            fs::rename(unfinished, path)
+        };
+        if let Err(error) = write() {
+            tracing::debug!(%error, what, answer, "not kept for the next load");
+        }
+    }
+
+    fn note(&self, what: &str) -> PathBuf {
+        self.folder.join(format!("{:016x}.note", sum(what.as_bytes())))
     }
 
     /// Deletes files that are of no use any more: of models that are not there, and unfinished ones.
@@ -149,11 +178,19 @@ impl<B: Backend> Model<B> {
         options: &LoadOptions<'_>,
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<(Self, CacheUse), LoadError> {
+        // With a bound on the layers in memory there is no other way.
+        let needed = matches!(options.place, Place::Layers(_));
         let entry = match options.cache {
-            Some(cache) => cache.entry(checkpoint, &*backend, options.head)?,
+            Some(cache) => {
+                let min_bytes = if needed { 0 } else { cache.min_bytes };
+                cache.entry(checkpoint, &*backend, options.head, min_bytes)?
+            }
             None => None,
         };
         let (Some(cache), Some(entry)) = (options.cache, entry) else {
+            if needed {
+                return Err(not_lazy(checkpoint, "there is no file for packed weights".to_owned()));
+            }
             return Ok((
                 Self::load_packing(checkpoint, backend, options, progress)?,
                 CacheUse::None,
@@ -172,6 +209,10 @@ impl<B: Backend> Model<B> {
         let model = Self::load_packing(checkpoint, Arc::clone(&backend), options, progress)?;
         let bytes = match cache.keep(&entry, &model) {
             Ok(bytes) => bytes,
+            Err(error) if needed => {
+                let reason = format!("{} cannot be written: {error}", entry.path.display());
+                return Err(not_lazy(checkpoint, reason));
+            }
             Err(error) => {
                 tracing::warn!(path = %entry.path.display(), %error, "packed weights could not be kept for the next load");
                 return Ok((model, CacheUse::None));
@@ -180,6 +221,9 @@ impl<B: Backend> Model<B> {
         // From here on as every later load, with what was just written and compared.
         let model = match Self::restore(checkpoint, &backend, options, &entry)? {
             Ok(restored) => restored,
+            Err(refused) if needed => {
+                return Err(not_lazy(checkpoint, format!("{}: {refused}", entry.path.display())));
+            }
             Err(refused) => {
                 tracing::warn!(path = %entry.path.display(), %refused, "packed weights that were just written are not taken");
                 model
@@ -195,20 +239,48 @@ impl<B: Backend> Model<B> {
         options: &LoadOptions<'_>,
         entry: &Entry,
     ) -> Result<Result<Self, Refused>, LoadError> {
-        let file = PackedFile::open(&entry.path, &entry.key, options.place, options.threads);
-        let weights =
-            file.and_then(|file| Weights::restored(&file, checkpoint, &**backend, options.head));
-        match weights {
-            Ok((linears, lm_head)) => {
-                let lm_head = match lm_head {
-                    Some(head) => head,
-                    None => load::load_head(checkpoint, &**backend, options.head)?,
-                };
-                let weights = Weights { linears, lm_head };
-                Self::assemble(checkpoint, Arc::clone(backend), weights).map(Ok)
-            }
-            Err(refused) => Ok(Err(refused)),
+        let found = PackedFile::open(&entry.path, &entry.key, options.place, options.threads)
+            .and_then(|file| {
+                let weights = Weights::restored(&file, checkpoint, &**backend, options.head)?;
+                Ok((file, weights))
+            });
+        let (file, (linears, lm_head)) = match found {
+            Ok(found) => found,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let lm_head = match lm_head {
+            Some(head) => head,
+            None => load::load_head(checkpoint, &**backend, options.head)?,
+        };
+        let weights = Weights { linears, lm_head };
+        let mut model = Self::assemble(checkpoint, Arc::clone(backend), weights)?;
+        if let Place::Layers(most) = options.place {
+            model.residency = residency(&file, checkpoint.config().num_hidden_layers, most);
         }
+        Ok(Ok(model))
+    }
+}
+
+/// Bounds the layers of a mapped file that are in memory.
+fn residency(file: &PackedFile, layers: usize, most: usize) -> Option<Residency> {
+    let layer = |index| {
+        let matrices = index * LINEARS.len()..(index + 1) * LINEARS.len();
+        let mut places = matrices.map(|matrix| file.place_of(&load::linear_name(matrix)));
+        let first = places.next()??;
+        let last = places.next_back()??;
+        Some(first.start..last.end) // written one after another
+    };
+    let layers = (0..layers).map(layer).collect::<Option<_>>()?;
+    Some(Residency::new(file.mapping()?.clone(), layers, most))
+}
+
+/// Why the number of layers in memory cannot be bounded.
+fn not_lazy(checkpoint: &Checkpoint, reason: String) -> LoadError {
+    LoadError::Unsupported {
+        path: checkpoint.path().into(),
+        what: "a bound on the layers in memory".into(),
+        reason,
+        help: "load the model from a file, and give a folder for packed weights that can be written to".into(),
     }
 }
 

@@ -121,7 +121,17 @@ impl<B: Backend> Model<B> {
             .map(|index| load_layer(checkpoint, &*backend, index, &mut linears))
             .collect::<Result<_, _>>()?;
         let inverse_frequencies = rope::inverse_frequencies(&config.rope, config.head_dim);
-        Ok(Self { backend, config, embed_tokens, layers, norm, lm_head, inverse_frequencies })
+        let residency = None;
+        Ok(Self {
+            backend,
+            config,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+            inverse_frequencies,
+            residency,
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod cache;
 mod load;
+mod residency;
 mod rope;
 
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub struct Model<B: Backend> {
     norm: Norm<B::Vector>,
     lm_head: B::Head,
     inverse_frequencies: Vec<f32>,
+    /// Which layers are in memory, where not all may be.
+    residency: Option<residency::Residency>,
 }
 
 struct Layer<B: Backend> {
@@ -147,6 +150,9 @@ impl<B: Backend> Model<B> {
         scratch.rope.fill(&self.inverse_frequencies, &batch.positions);
         self.backend.embed(&self.embed_tokens, &batch.ids, &mut scratch.hidden);
         for (index, (layer, kv)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
+            if let Some(residency) = &self.residency {
+                residency.enter(index);
+            }
             observe(Point::Hidden(index), &scratch.hidden);
             self.attention(layer, batch, kv, scratch);
             observe(Point::Attention(index), &scratch.attention);

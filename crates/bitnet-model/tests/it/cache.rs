@@ -107,6 +107,83 @@ fn weights_from_a_cache_give_the_same_bits() {
 }
 
 #[test]
+fn with_few_layers_in_memory_the_bits_are_the_same() {
+    let fixture = Fixture::new();
+    let without = fixture.load_from(&fixture.model, None, Place::Memory).logits;
+    for most in [1, 2, 9] {
+        let place = Place::Layers(most);
+        let lazy = fixture.load_from(&fixture.model, Some(&fixture.cache()), place);
+        assert!(lazy.logits == without && lazy.cache_use != CacheUse::None, "{most}");
+    }
+}
+
+#[test]
+fn few_layers_in_memory_need_a_file() {
+    let fixture = Fixture::new();
+    let unwritable = PackedCache::new(fixture.folder.path().join("file"));
+    fs::write(&unwritable.folder, "a file").unwrap();
+    for cache in [None, Some(&unwritable)] {
+        let checkpoint = Checkpoint::open(&fixture.model, &OpenOptions::default()).unwrap();
+        let backend = Arc::new(CpuBackend::new(Isa::best(), 1).unwrap());
+        let options =
+            LoadOptions { head: fixture.head, threads: 1, cache, place: Place::Layers(1) };
+        let error = Model::load_with(&checkpoint, backend, &options, &|_| {}).err().unwrap();
+        assert!(error.to_string().contains("a bound on the layers in memory"), "{error}");
+        assert!(error.help().contains("folder"), "{}", error.help());
+    }
+}
+
+/// Bytes in memory of the mapped file whose name has this ending.
+#[cfg(target_os = "linux")]
+fn mapped_in_memory(folder: &Path) -> u64 {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let (mut ours, mut bytes) = (false, 0);
+    for line in maps.lines() {
+        if let Some(rest) = line.strip_prefix("Rss:") {
+            let kilobytes: u64 = rest.trim().trim_end_matches(" kB").parse().unwrap();
+            bytes += if ours { kilobytes << 10 } else { 0 };
+        } else if line.contains('-') && line.contains(" r") {
+            ours = line.contains(folder.to_str().unwrap()) && line.ends_with(".bitnet-packed");
+        }
+    }
+    bytes
+}
+
+/// The demo model has six layers of 786 432 weights.
+#[cfg(target_os = "linux")]
+#[test]
+fn no_more_layers_are_in_memory_than_asked_for() {
+    let fixture = Fixture::new();
+    fs::copy(testdata("demo-model/gguf/demo-tq1_0.gguf"), &fixture.model).unwrap();
+    let bytes = |most| {
+        let cache = fixture.cache();
+        let checkpoint = Checkpoint::open(&fixture.model, &OpenOptions::default()).unwrap();
+        let backend = Arc::new(CpuBackend::new(Isa::best(), 1).unwrap());
+        let options = LoadOptions {
+            head: HeadType::File,
+            threads: 1,
+            cache: Some(&cache),
+            place: Place::Layers(most),
+        };
+        let (model, _) = Model::load_with(&checkpoint, backend, &options, &|_| {}).unwrap();
+        drop(logits(&model));
+        let resident = mapped_in_memory(fixture.folder.path());
+        drop(logits(&model));
+        assert!(mapped_in_memory(fixture.folder.path()) <= resident + (64 << 10));
+        resident
+    };
+    let layer = 4_718_592 / 6 / 4;
+    let all = bytes(6);
+    assert!(all >= 6 * layer, "{all}");
+    for most in [1, 2, 4] {
+        let found = bytes(most);
+        // The system maps up to 64 KB around a page that is asked for.
+        let bound = most as u64 * (layer + (128 << 10));
+        assert!(found <= bound && found < all, "{found} bytes for {most} of {layer}, {all} in all");
+    }
+}
+
+#[test]
 fn each_packing_and_head_has_its_file() {
     let mut fixture = Fixture::new();
     for packing in Packing::ALL {
@@ -226,4 +303,20 @@ fn many_may_load_at_once() {
     });
     assert!(fixture.load().was_read());
     assert_eq!(fixture.files().len(), 1);
+}
+
+#[test]
+fn answers_are_remembered_for_their_question() {
+    let fixture = Fixture::new();
+    let cache = fixture.cache();
+    assert_eq!(cache.remembered("which"), None);
+    cache.remember("which", "this");
+    cache.remember("what", "that");
+    assert_eq!(cache.remembered("which").as_deref(), Some("this"));
+    cache.remember("which", "another");
+    assert_eq!(cache.remembered("which").as_deref(), Some("another"));
+    for file in fixture.files() {
+        fs::write(file, "rubbish").unwrap();
+    }
+    assert_eq!(cache.remembered("which"), None);
 }

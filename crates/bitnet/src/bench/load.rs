@@ -48,13 +48,16 @@ pub enum LoadWay {
     PackAndKeep,
     /// Packed weights are mapped from a cache.
     Map,
+    /// As `Map`, with at most eight layers in memory.
+    Lazy,
     /// Packed weights are read from a cache, and all else is brought in.
     Preload,
 }
 
 impl LoadWay {
     /// All of them, in an order in which each finds what it needs.
-    pub const ALL: [Self; 4] = [Self::Pack, Self::PackAndKeep, Self::Map, Self::Preload];
+    pub const ALL: [Self; 5] =
+        [Self::Pack, Self::PackAndKeep, Self::Map, Self::Lazy, Self::Preload];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -62,6 +65,7 @@ impl LoadWay {
             Self::Pack => "pack",
             Self::PackAndKeep => "pack and keep",
             Self::Map => "map from cache",
+            Self::Lazy => "lazy, 8 layers",
             Self::Preload => "preload from cache",
         }
     }
@@ -70,10 +74,12 @@ impl LoadWay {
         let cache = |folder| PackedCache { min_bytes: 0, ..PackedCache::new(folder) };
         let packed_cache = folder.filter(|_| self != Self::Pack).map(cache);
         let loading_strategy = match self {
+            Self::Lazy => LoadingStrategy::Lazy,
             Self::Preload => LoadingStrategy::Preload,
             _ => LoadingStrategy::MemoryMap,
         };
-        ModelConfig { packed_cache, loading_strategy, ..model.clone() }
+        let max_layers_in_memory = 8;
+        ModelConfig { packed_cache, loading_strategy, max_layers_in_memory, ..model.clone() }
     }
 }
 
@@ -163,6 +169,8 @@ pub fn run(
             lines.push(line(way, threads, &loads, file_bytes));
         }
         steps.next(format!("{threads} threads: rearranging weights"));
+        // A checkpoint of its own: the pages that are read here would count as memory of later loads.
+        let checkpoint = open().checkpoint()?;
         let repacked = repack(&checkpoint, packing, threads, packed_bytes)?;
         let first = lines.len() - ways.len();
         lines[first].repack = Some(repacked);

@@ -30,6 +30,7 @@ use std::{io, ops::Range};
 use bitnet_kernels::stored::StoredParts;
 use serde::{Deserialize, Serialize};
 
+pub use super::mmap::Mapping;
 pub use read::{PackedFile, Place, source_of};
 pub use write::{UNFINISHED, needed, write};
 

@@ -28,6 +28,8 @@ pub enum Place {
     File,
     /// In memory of the process's own, in large pages.
     Memory,
+    /// In the file, mapped, with at most so many layers in memory, not counting embedding and head.
+    Layers(usize),
 }
 
 /// A file of packed weights whose sums fit.
@@ -35,6 +37,8 @@ pub enum Place {
 pub struct PackedFile {
     pub(super) sections: BTreeMap<String, Section>,
     pub(super) bytes: Bytes,
+    /// The whole file, if it is mapped, and where in it the sections begin.
+    mapping: Option<(Mapping, usize)>,
 }
 
 impl PackedFile {
@@ -52,12 +56,19 @@ impl PackedFile {
             let (sums, blocks) = (header.sums.len(), total.div_ceil(BLOCK));
             return Err(Refused::Damaged(format!("{sums} check sums for {blocks} blocks")));
         }
-        let bytes = match place {
-            Place::File => map(&file, start..end, &header.sums, threads)?,
-            Place::Memory => read(&file, start, total, &header.sums, threads)?,
+        let (bytes, mapping) = match place {
+            Place::Memory => (read(&file, start, total, &header.sums, threads)?, None),
+            Place::File | Place::Layers(_) => {
+                let mapping = Mapping::new(&file)?;
+                if place == Place::File {
+                    mapping.prefer_large_pages();
+                }
+                let bytes = check_mapped(&mapping, start..end, place, &header.sums, threads)?;
+                (bytes, Some((mapping, start as usize)))
+            }
         };
         let sections = header.sections.into_iter().map(|section| (section.name.clone(), section));
-        Ok(Self { sections: sections.collect(), bytes })
+        Ok(Self { sections: sections.collect(), bytes, mapping })
     }
 
     /// A matrix by its name.
@@ -69,6 +80,20 @@ impl PackedFile {
             panels: part(section.panels)?,
             scales: part(section.scales)?,
         })
+    }
+}
+
+impl PackedFile {
+    /// The mapping that the sections lie in, if they do.
+    pub fn mapping(&self) -> Option<&Mapping> {
+        self.mapping.as_ref().map(|(mapping, _)| mapping)
+    }
+
+    /// Where the panels of a matrix lie in the mapping.
+    pub fn place_of(&self, name: &str) -> Option<Range<usize>> {
+        let (_, start) = self.mapping.as_ref()?;
+        let panels = self.sections.get(name)?.panels.range(self.bytes.len())?;
+        Some(start + panels.start..start + panels.end)
     }
 }
 
@@ -124,9 +149,13 @@ fn wrong_block(block: usize) -> Refused {
 }
 
 /// The sections in place. Comparing sums brings their pages in.
-fn map(file: &File, range: Range<u64>, sums: &[String], threads: usize) -> Result<Bytes, Refused> {
-    let mapping = Mapping::new(file)?;
-    mapping.prefer_large_pages();
+fn check_mapped(
+    mapping: &Mapping,
+    range: Range<u64>,
+    place: Place,
+    sums: &[String],
+    threads: usize,
+) -> Result<Bytes, Refused> {
     let all = mapping.bytes();
     // Its length was compared with that of the file, but that was before it was mapped.
     let (start, end) = (range.start as usize, range.end as usize);
@@ -139,8 +168,11 @@ fn map(file: &File, range: Range<u64>, sums: &[String], threads: usize) -> Resul
         loop {
             let block = next.fetch_add(1, Ordering::Relaxed);
             let Some(expected) = sums.get(block) else { return Ok(()) };
-            let first = block * BLOCK;
-            let found = sum(&bytes[first..bytes.len().min(first + BLOCK)]);
+            let block_range = block * BLOCK..bytes.len().min((block + 1) * BLOCK);
+            let found = sum(&bytes[block_range.clone()]);
+            if place != Place::File {
+                mapping.release(start + block_range.start..start + block_range.end);
+            }
             if hex(found) != *expected {
                 next.store(sums.len(), Ordering::Relaxed);
                 return Err(wrong_block(block));
