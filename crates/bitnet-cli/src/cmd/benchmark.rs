@@ -303,9 +303,10 @@ fn run_load(
     format: Option<Format>,
     console: &Console,
 ) -> Result<()> {
-    // On the disk where packed weights are kept otherwise, and not among them.
+    // On the disk where packed weights are kept otherwise, and not among them. One name for all, so that what a benchmark that
+    // was stopped has left is used and deleted by the next.
     let folder = cache::folder(&|name| std::env::var_os(name));
-    let folder = folder.map(|folder| folder.join(format!("benchmark-{}", std::process::id())));
+    let folder = folder.map(|folder| folder.join("benchmark"));
     let report = with_bar(console, |progress| {
         let (config, iterations) = (model_config(args), args.iterations);
         bench::load::run(open, &config, folder.as_deref(), threads, iterations, progress)

@@ -98,7 +98,9 @@ impl<B: Backend> Model<B> {
         options: &LoadOptions<'_>,
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<Self, LoadError> {
-        checkpoint.check_tables(options.threads)?;
+        // Where the head takes another form, that reads its table, and looks for what is not finite as it goes.
+        let read = (options.head != HeadType::File).then(|| head_name(checkpoint));
+        checkpoint.check_tables(read, options.threads)?;
         let lm_head = load_head(checkpoint, &*backend, options.head)?;
         let linears = load_linears(checkpoint, &*backend, options.threads, progress)?;
         Self::assemble(checkpoint, backend, Weights { linears, lm_head })
@@ -135,6 +137,11 @@ impl<B: Backend> Model<B> {
     }
 }
 
+/// The table that is the output head.
+fn head_name(checkpoint: &Checkpoint) -> &'static str {
+    if checkpoint.config().tie_word_embeddings { "model.embed_tokens" } else { "lm_head" }
+}
+
 /// The output head, out of the embedding table where that is the same.
 pub(super) fn load_head<B: Backend>(
     checkpoint: &Checkpoint,
@@ -142,7 +149,7 @@ pub(super) fn load_head<B: Backend>(
     form: HeadType,
 ) -> Result<B::Head, LoadError> {
     let config = checkpoint.config();
-    let name = if config.tie_word_embeddings { "model.embed_tokens" } else { "lm_head" };
+    let name = head_name(checkpoint);
     let weights = checkpoint.dense(name, config.vocab_size, config.hidden_size)?;
     let taken = |rows| checkpoint.release_rows(name, rows);
     backend

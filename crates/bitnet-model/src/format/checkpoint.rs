@@ -284,7 +284,10 @@ impl Checkpoint {
         let path = tensor.map_or(self.path.as_path(), |tensor| self.file_of(tensor));
         let name = tensor.map_or(name, |tensor| &tensor.own_name);
         match invalid {
-            InvalidHead::NotFinite { row } => not_finite(path, *row, name),
+            InvalidHead::NotFinite { row } => self
+                .name_not_finite(tensor, *row)
+                .err()
+                .unwrap_or_else(|| not_finite(path, *row, name)),
             InvalidHead::TooWide { .. } => LoadError::Unsupported {
                 path: path.into(),
                 what: format!("an output head of {form} from tensor `{name}`"),
@@ -294,9 +297,18 @@ impl Checkpoint {
         }
     }
 
+    /// The error for a row of a table that is not finite, with its column; none if all of it is.
+    fn name_not_finite(&self, tensor: Option<&Tensor>, row: usize) -> Result<(), LoadError> {
+        let Some(tensor) = tensor else { return Ok(()) };
+        let (Encoding::Dense(dtype), &[_, cols]) = (tensor.encoding, &tensor.shape[..]) else {
+            return Ok(());
+        };
+        self.name_first(tensor, dtype, cols, row as u64..row as u64 + 1)
+    }
+
     /// Reads every weight once, so that damage anywhere shows.
     pub fn verify(&self) -> Result<(), LoadError> {
-        self.check_tables(1)?;
+        self.check_tables(None, 1)?;
         for (name, role, shape) in names::expected(&self.config) {
             match (role, shape.as_slice()) {
                 (Role::Linear, &[rows, cols]) => drop(self.ternary(&name, rows, cols)?),
