@@ -284,14 +284,17 @@ fn not_lazy(checkpoint: &Checkpoint, reason: String) -> LoadError {
     }
 }
 
+/// All ternary matrices, and the head unless it is as in the model's file.
+type Restored<B> = (Vec<<B as Backend>::Ternary>, Option<<B as Backend>::Head>);
+
 impl<B: Backend> Weights<B> {
-    /// All ternary matrices, and the head unless it is as in the model's file.
+    /// What is in a file of packed weights.
     fn restored(
         file: &PackedFile,
         checkpoint: &Checkpoint,
         backend: &B,
         head: HeadType,
-    ) -> Result<(Vec<B::Ternary>, Option<B::Head>), Refused> {
+    ) -> Result<Restored<B>, Refused> {
         let config = checkpoint.config();
         let missing = |name: &str| Refused::Damaged(format!("it has no {name} of this shape"));
         let linears = (0..config.num_hidden_layers * LINEARS.len()).map(|index| {

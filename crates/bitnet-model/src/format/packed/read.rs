@@ -202,7 +202,6 @@ fn read(
             }
         }
     })?;
-    drop(blocks);
     Ok(Bytes::from_owner(lines).slice(..total))
 }
 
