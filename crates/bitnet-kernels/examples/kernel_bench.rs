@@ -59,14 +59,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("packing as {packing}: {:.1} GB/s of codes", pack_speed(packing));
         let (square, streamed) = (weights(2560, packing), weights(409_600, packing));
         let words = vec![1_u64; streamed.bytes() / 8];
-        println!("tier         packing     work      GB/s    GMAC/s  of probe");
+        println!("tier         packing     work        GB/s    GMAC/s  of probe");
         for &isa in &choice.isas {
             if choice.tokens.contains(&1) {
                 one_token(isa, "L2", &square, 40, &words);
                 one_token(isa, "memory", &streamed, 800, &words);
             }
             for &tokens in &choice.tokens {
-                many_tokens(isa, &square, tokens);
+                many_tokens(isa, "L2", &square, tokens);
+                many_tokens(isa, "memory", &streamed, tokens);
             }
         }
     }
@@ -127,19 +128,25 @@ fn one_token(isa: Isa, place: &str, w: &PackedTernary, panels: usize, words: &[u
     println!("{:>10.2} of {:.1} GB/s", probe / kernel, bytes / probe);
 }
 
-fn many_tokens(isa: Isa, w: &PackedTernary, tokens: usize) {
-    let panels = w.panels().min(w.panels() * 48 / tokens).max(16);
+fn many_tokens(isa: Isa, place: &str, w: &PackedTernary, tokens: usize) {
+    let panels = (160 * 48 / tokens).clamp(16, 160);
+    let windows = if place == "memory" { w.panels() / panels } else { 1 };
     let (x, mut out) = (activations(tokens), vec![0; tokens * panels * 16]);
     let products = panels * 16 * COLS * tokens;
     let repeat = 60_000_000 / products + 1;
     let rounds = repeat * products / isa.spin(1);
     let [kernel, probe] = alternate(
-        |_| (0..repeat).for_each(|_| product(isa, w, 0..panels, &x, &mut out)),
+        |turn| {
+            for i in 0..repeat {
+                let first = (turn * repeat + i) % windows * panels;
+                product(isa, w, first..first + panels, &x, &mut out);
+            }
+        },
         |_| _ = black_box(isa.spin(rounds)),
     );
     let products = (repeat * products) as f64;
     let bytes = (repeat * panels * (w.bytes() / w.panels())) as f64;
-    let place = format!("N={tokens}");
+    let place = format!("{place} {tokens}");
     report(isa, w.packing(), &place, bytes / kernel, products / kernel);
     println!("{:>10.2} of {:.0} GMAC/s", probe / kernel, products / probe);
 }
@@ -150,7 +157,7 @@ fn product(isa: Isa, w: &PackedTernary, panels: Range<usize>, x: &QuantizedRows,
 }
 
 fn report(isa: Isa, packing: Packing, work: &str, bandwidth: f64, speed: f64) {
-    print!("{:<12} {packing:>7} {work:>8} {bandwidth:>9.1} {speed:>9.1}", isa.name());
+    print!("{:<12} {packing:>7} {work:>10} {bandwidth:>9.1} {speed:>9.1}", isa.name());
 }
 
 /// Nanoseconds of a turn of the work and of its probe.

@@ -1,7 +1,7 @@
 //! AVX-512 without VNNI: Skylake-X and its kin.
 
 use super::v512::*;
-use super::{Avx512, Strip, prefetch, strips};
+use super::{_MM_HINT_T0, _MM_HINT_T1, Avx512, Strip, prefetch, strips};
 use crate::cpu::packed::{PANEL_ROWS, Packing};
 use crate::cpu::product::{Out, Tile, TileKernel, Tokens};
 

@@ -3,7 +3,7 @@
 use std::arch::x86_64::_mm512_dpbusd_epi32;
 
 use super::v512::*;
-use super::{Avx512Vnni, Strip, prefetch, strips};
+use super::{_MM_HINT_T0, _MM_HINT_T1, Avx512Vnni, Strip, prefetch, strips};
 use crate::cpu::packed::{PANEL_ROWS, Packing};
 use crate::cpu::product::{Out, Tile, TileKernel, Tokens};
 

@@ -3,7 +3,7 @@
 use std::arch::x86_64::_mm256_dpbusd_avx_epi32;
 
 use super::v256::*;
-use super::{AvxVnni, Strip, prefetch, strips};
+use super::{_MM_HINT_T0, _MM_HINT_T1, AvxVnni, Strip, prefetch, strips};
 use crate::cpu::packed::{PANEL_ROWS, Packing};
 use crate::cpu::product::{Out, Tile, TileKernel, Tokens};
 

@@ -29,7 +29,7 @@ macro_rules! maddubs_kernels {
                     for v in 0..V {
                         rest[v] = open(load(&strips[v].blocks[b], strips[v].part));
                     }
-                    prefetch(strips[0].blocks, b);
+                    prefetch::<_MM_HINT_T0, LANES, _>(&strips, b);
                     for step in 0..QUADS {
                         let mut codes = [zero(); V];
                         for v in 0..V {
@@ -84,7 +84,7 @@ macro_rules! maddubs_few_of_two_bits {
                 let mut ones = [[zero(); N]; V];
                 let mut fours = ones;
                 for b in first..blocks.min(first + BLOCKS_PER_FLUSH) {
-                    prefetch(strips[0].blocks, b);
+                    prefetch::<_MM_HINT_T1, LANES, _>(&strips, b);
                     for v in 0..V {
                         let codes = load(&strips[v].blocks[b], strips[v].part);
                         let upper = shift_down::<4>(codes);

@@ -81,7 +81,7 @@ mod v512;
 #[cfg(test)]
 pub(crate) use avx_vnni::evex::Evex256;
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
 use super::level::{CpuFeatures, SimdLevel};
 use super::packed::{Block, PANEL_ROWS};
@@ -169,13 +169,30 @@ fn strips<'a, const LANES: usize, const V: usize>(tile: &Tile<'a>, first: usize)
     })
 }
 
+/// Asks for the blocks of the next tile that lie where the blocks `b` of these strips do; `HINT` says for which cache.
+///
+/// Left to itself, the hardware keeps up with no kernel. Each line asked for a tile ahead, products of one to five tokens
+/// read memory or multiply at 0.9 to 1.05 of a probe, and those of six and more at 0.98, on a virtual Zen 4 with large pages.
+#[inline(always)]
+fn prefetch<const HINT: i32, const LANES: usize, const V: usize>(
+    strips: &[Strip<'_>; V],
+    b: usize,
+) {
+    let panels = const { (V * LANES).div_ceil(PANEL_ROWS) };
+    for strip in strips.iter().step_by(const { PANEL_ROWS / LANES }) {
+        let ahead = strip.blocks.as_ptr().wrapping_add(b + panels * strip.blocks.len());
+        // SAFETY: a prefetch is a hint: it reads nothing and does not fault, whatever the address.
+        unsafe { _mm_prefetch::<HINT>(ahead.cast()) }
+    }
+}
+
 /// Asks for one block 64 KB ahead of block `b`, once in each page of 4 KB.
 ///
 /// The hardware fetches ahead within a page by itself; what it does not do in time is find the next pages. Reading a
 /// matrix from memory on a virtual Zen 4 ran at 1.26 times the speed of a plain read loop this way (also of this kernel
 /// without any prefetch), at 1.1 from one page ahead, and at 0.65 to 0.9 when every block was asked for.
 #[inline(always)]
-fn prefetch<T>(blocks: &[T], b: usize) {
+fn prefetch_page<T>(blocks: &[T], b: usize) {
     const PAGE: usize = 4096;
     let block = blocks.as_ptr().wrapping_add(b);
     if block.addr().is_multiple_of(PAGE) {

@@ -21,8 +21,8 @@ macro_rules! vnni_kernels {
                 tokens[t] = &x.blocks::<QUADS>(t)[..strips[0].blocks.len()];
             }
             for b in 0..strips[0].blocks.len() {
+                prefetch::<_MM_HINT_T1, LANES, _>(&strips, b);
                 for v in 0..V {
-                    prefetch(strips[v].blocks, b);
                     let digits = in_place(load(&strips[v].blocks[b], strips[v].part));
                     for j in 0..QUADS {
                         for t in 0..N {
@@ -52,10 +52,7 @@ macro_rules! vnni_kernels {
                 tokens[t] = &x.blocks::<QUADS>(t)[..strips[0].blocks.len()];
             }
             for b in 0..strips[0].blocks.len() {
-                // With more tokens, computing takes so long that the hardware keeps up, and a branch costs registers.
-                if N <= 5 {
-                    prefetch(strips[0].blocks, b);
-                }
+                prefetch::<_MM_HINT_T0, LANES, _>(&strips, b);
                 let mut rest = [open(zero()); V];
                 for v in 0..V {
                     rest[v] = open(load(&strips[v].blocks[b], strips[v].part));

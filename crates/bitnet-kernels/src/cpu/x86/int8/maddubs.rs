@@ -48,7 +48,7 @@ macro_rules! maddubs_int8 {
             for g in 0..groups {
                 for j in 0..4 {
                     if N <= 4 {
-                        prefetch(strips[0].groups.as_flattened(), 4 * g + j);
+                        prefetch_page(strips[0].groups.as_flattened(), 4 * g + j);
                     }
                     let mut q = [zero(); N];
                     for t in 0..N {

@@ -9,9 +9,9 @@ mod maddubs;
 #[macro_use]
 mod vnni;
 
-use std::arch::x86_64::{_MM_HINT_NTA, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_NTA, _MM_HINT_T1, _mm_prefetch};
 
-use super::prefetch;
+use super::prefetch_page;
 use crate::cpu::head::packed::Group;
 use crate::cpu::head::product::{Half, Int8Kernel, Int8Tile, Sums};
 use crate::cpu::packed::PANEL_ROWS;
@@ -35,6 +35,16 @@ fn prefetch_block(blocks: &[[u8; 64]], b: usize) {
     let ahead = blocks.as_ptr().wrapping_add(b + 64);
     // SAFETY: a prefetch is a hint: it reads nothing and does not fault, whatever the address.
     unsafe { _mm_prefetch::<_MM_HINT_NTA>(ahead.cast()) }
+}
+
+/// Asks for the blocks 8 KB ahead of the blocks `b` of these strips, for the second-level cache: inputs fill the first.
+#[inline(always)]
+fn prefetch_blocks<const LANES: usize, const V: usize>(strips: &[Strip<'_>; V], b: usize) {
+    for strip in strips.iter().step_by(const { PANEL_ROWS / LANES }) {
+        let ahead = strip.groups.as_flattened().as_ptr().wrapping_add(b + 128);
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.cast()) }
+    }
 }
 
 /// The `V` strips of `LANES` rows from strip `first` of a tile on.

@@ -20,8 +20,8 @@ macro_rules! vnni_int8 {
                 for j in 0..4 {
                     if N <= 4 {
                         prefetch_block(strips[0].groups.as_flattened(), 4 * g + j);
-                    } else if N <= 8 {
-                        prefetch(strips[0].groups.as_flattened(), 4 * g + j);
+                    } else {
+                        prefetch_blocks::<LANES, _>(&strips, 4 * g + j);
                     }
                     let mut w = [zero(); V];
                     for v in 0..V {
