@@ -32,7 +32,7 @@ fn check_content(file: &PackedFile) {
         let found = file.get(&name).unwrap();
         assert_eq!((found.form.as_str(), &found.panels[..]), (parts.form.as_str(), parts.panels));
         assert_eq!(found.scales, parts.scales[..]);
-        let aligned = found.panels.is_empty() || found.panels.as_ptr().addr() % 64 == 0;
+        let aligned = found.panels.is_empty() || found.panels.as_ptr().addr().is_multiple_of(64);
         assert!(aligned, "{name}");
     }
     assert_eq!(file.get("another"), None);
