@@ -12,6 +12,7 @@ use crate::logits::{Logits, Wanted};
 use crate::profile::Profile;
 use crate::scalar::elementwise::Activation;
 use crate::scalar::rope::RopeTable;
+use crate::stored::{Stored, StoredParts};
 use crate::ternary::TernaryMatrix;
 
 /// New tokens of one sequence within a batch, and where that sequence's keys and values lie.
@@ -89,6 +90,20 @@ pub trait Backend: Send + Sync + Sized + 'static {
         let _ = head;
         None
     }
+
+    /// Names the layout that uploaded ternary matrices and a head of this form have, so that weights which were stored under
+    /// another name are not taken for it.
+    fn layout(&self, head: HeadType) -> String;
+    /// A ternary matrix as plain bytes, to be kept in a file.
+    fn store_ternary<'a>(&self, w: &'a Self::Ternary) -> StoredParts<'a>;
+    /// The matrix `[rows, cols]` that [`store_ternary`](Self::store_ternary) made these bytes of, sharing them; none if they
+    /// are something else.
+    fn restore_ternary(&self, rows: usize, cols: usize, stored: &Stored) -> Option<Self::Ternary>;
+    /// A head as plain bytes; none where it shares those of the model's file, or is quicker to make than to keep.
+    fn store_head<'a>(&self, head: &'a Self::Head) -> Option<StoredParts<'a>>;
+    /// The head `[rows, cols]` that [`store_head`](Self::store_head) made these bytes of, sharing them; none if they are
+    /// something else.
+    fn restore_head(&self, rows: usize, cols: usize, stored: &Stored) -> Option<Self::Head>;
     /// Takes a vector.
     fn upload_vector(&self, weights: Vec<f32>) -> Self::Vector;
     /// An empty matrix.

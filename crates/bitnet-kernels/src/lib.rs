@@ -15,4 +15,5 @@ pub mod logits;
 pub mod memory;
 pub mod profile;
 pub mod scalar;
+pub mod stored;
 pub mod ternary;

@@ -22,6 +22,7 @@ pub(crate) mod product;
 mod projection;
 pub mod selection;
 mod selftest;
+mod stored;
 mod team;
 pub mod topology;
 #[cfg(target_arch = "x86_64")]
@@ -40,6 +41,7 @@ use crate::kv::{KvLayer, KvShape};
 use crate::logits::{Logits, Wanted};
 use crate::memory::Arena;
 use crate::profile::Profile;
+use crate::stored::{Stored, StoredParts};
 use crate::ternary::TernaryMatrix;
 pub use bitlinear::CpuTernary;
 use bitlinear::{Part, Products, blocks};
@@ -234,6 +236,26 @@ impl Backend for CpuBackend {
 
     fn head_record(&self, head: &CpuHead) -> Option<Arc<HeadRecord>> {
         head.record().cloned()
+    }
+
+    fn layout(&self, head: HeadType) -> String {
+        stored::layout(self.packing.packing, head)
+    }
+
+    fn store_ternary<'a>(&self, w: &'a CpuTernary) -> StoredParts<'a> {
+        stored::store_ternary(w)
+    }
+
+    fn restore_ternary(&self, rows: usize, cols: usize, stored: &Stored) -> Option<CpuTernary> {
+        stored::restore_ternary(rows, cols, stored)
+    }
+
+    fn store_head<'a>(&self, head: &'a CpuHead) -> Option<StoredParts<'a>> {
+        stored::store_head(head)
+    }
+
+    fn restore_head(&self, rows: usize, cols: usize, stored: &Stored) -> Option<CpuHead> {
+        stored::restore_head(rows, cols, stored)
     }
 
     fn upload_vector(&self, weights: Vec<f32>) -> Vec<f32> {

@@ -193,6 +193,24 @@ impl PackedTernary {
         &mut self.blocks
     }
 
+    /// A matrix `[rows, cols]` that was packed before, of the bytes of its panels; none if these are not as many as it has.
+    pub(super) fn of_panels(
+        packing: Packing,
+        rows: usize,
+        cols: usize,
+        blocks: Lines,
+    ) -> Option<Self> {
+        let blocks_per_panel = cols.div_ceil(packing.block_cols());
+        let expected = rows.div_ceil(PANEL_ROWS).checked_mul(blocks_per_panel)?;
+        (blocks.len() == expected && cols <= MAX_COLS).then_some(())?;
+        Some(Self { packing, rows, cols, blocks_per_panel, blocks })
+    }
+
+    /// The bytes of all panels.
+    pub(super) fn panel_bytes(&self) -> &[u8] {
+        self.blocks.bytes()
+    }
+
     /// A matrix of the same byte everywhere, for timing.
     pub(super) fn filled(arena: &Arena, byte: u8, panels: usize, blocks_per_panel: usize) -> Self {
         let mut blocks = arena.lines(panels * blocks_per_panel);

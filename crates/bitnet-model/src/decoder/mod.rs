@@ -4,7 +4,9 @@
 //! ternary Llama family differ in three switches of one layer (sub-norms, activation, tied head), so there is one decoder
 //! and no type per family; reading a family's files is the business of `format` and `config`.
 
+mod cache;
 mod load;
+mod residency;
 mod rope;
 
 use std::sync::Arc;
@@ -20,7 +22,9 @@ use crate::batch::Batch;
 use crate::config::ArchConfig;
 use crate::kv::KvCache;
 
-pub use load::LoadProgress;
+pub use crate::format::packed::Place;
+pub use cache::{CacheUse, PackedCache};
+pub use load::{LoadOptions, LoadProgress};
 
 /// A model, immutable after loading.
 pub struct Model<B: Backend> {
@@ -31,6 +35,8 @@ pub struct Model<B: Backend> {
     norm: Norm<B::Vector>,
     lm_head: B::Head,
     inverse_frequencies: Vec<f32>,
+    /// Which layers are in memory, where not all may be.
+    residency: Option<residency::Residency>,
 }
 
 struct Layer<B: Backend> {
@@ -45,6 +51,14 @@ struct Layer<B: Backend> {
     up_proj: B::Ternary,
     ffn_sub_norm: Option<Norm<B::Vector>>,
     down_proj: B::Ternary,
+}
+
+impl<B: Backend> Layer<B> {
+    /// The ternary matrices in the order of `load::LINEARS`.
+    fn linears(&self) -> [&B::Ternary; 7] {
+        let Self { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, .. } = self;
+        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+    }
 }
 
 /// Activation memory of one caller of [`Model::forward`].
@@ -146,6 +160,9 @@ impl<B: Backend> Model<B> {
         self.backend.embed(&self.embed_tokens, &batch.ids, &mut scratch.hidden);
         drop(phase);
         for (index, (layer, kv)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
+            if let Some(residency) = &self.residency {
+                residency.enter(index);
+            }
             observe(Point::Hidden(index), &scratch.hidden);
             self.attention(layer, batch, kv, scratch);
             observe(Point::Attention(index), &scratch.attention);

@@ -82,6 +82,24 @@ impl Int8Head {
         Self { rows, cols, lines: Lines::zeroed(lines), scales: vec![0.0; panels * PANEL_ROWS] }
     }
 
+    /// A head `[rows, cols]` that was packed before; none if panels or scales are not as many as it has.
+    pub(crate) fn of_panels(
+        rows: usize,
+        cols: usize,
+        lines: Lines,
+        scales: Vec<f32>,
+    ) -> Option<Self> {
+        let panels = rows.div_ceil(PANEL_ROWS);
+        let expected = panels.checked_mul(cols.checked_next_multiple_of(GROUP_COLS)? / 4)?;
+        (lines.len() == expected && scales.len() == panels * PANEL_ROWS && cols <= MAX_COLS)
+            .then_some(Self { rows, cols, lines, scales })
+    }
+
+    /// All panels, and all scales, as [`of_panels`](Self::of_panels) takes them.
+    pub(crate) fn stored(&self) -> (&[u8], &[f32]) {
+        (self.lines.bytes(), &self.scales)
+    }
+
     /// All panels, and all scales.
     pub(super) fn parts(&mut self) -> (&mut [u8], &mut [f32]) {
         (self.lines.bytes_mut(), &mut self.scales)
