@@ -12,6 +12,7 @@ pub mod device;
 pub mod head;
 pub mod kv;
 pub mod memory;
+pub mod profile;
 pub mod scalar;
 pub mod stored;
 pub mod ternary;
