@@ -7,6 +7,7 @@ use std::time::Instant;
 use async_channel::Sender;
 use bitnet_kernels::backend::Backend;
 use bitnet_kernels::logits::{LogitRow, Logits};
+use bitnet_kernels::profile::Phase;
 use bitnet_model::batch::Batch;
 use bitnet_model::decoder::{Model, Scratch};
 use bitnet_model::kv::KvCache;
@@ -16,7 +17,7 @@ use crate::error::{EngineError, InvalidConfig};
 use crate::handle::Permit;
 use crate::request::{Request, Work};
 use crate::sampler::SampleError;
-use crate::scheduler::{Finished, Plan, Scheduler};
+use crate::scheduler::{Entry, Finished, Plan, Scheduler};
 use crate::sequence::{FinishReason, SeqId, Task};
 
 /// What the engine tells the one who asked.
@@ -127,11 +128,15 @@ impl<B: Backend> Engine<B> {
         }
         self.announce();
         let Self { model, kv, scratch, scheduler, clients, step, .. } = self;
+        let profile = Arc::clone(model.backend().profile());
+        let _step = profile.step(step.plan.entries.iter().map(Entry::tokens).sum());
         scheduler.fill(&mut step.batch, &step.plan);
         let begin = Instant::now();
         let logits = model.forward(&step.batch, kv, scratch);
         scheduler.observe(&step.plan, begin.elapsed());
+        let phase = profile.phase(Phase::Sampling);
         step.draw(logits, scheduler, clients);
+        drop(phase);
         self.deliver();
         let Step { plan, batch, .. } = &self.step;
         tracing::trace!(tokens = batch.len(), sequences = plan.entries.len(), "step");

@@ -7,6 +7,7 @@ use std::sync::{Arc, mpsc};
 
 use async_channel::{Receiver, Sender};
 use bitnet_kernels::backend::Backend;
+use bitnet_kernels::profile::Profile;
 use bitnet_model::decoder::Model;
 
 use crate::config::{EngineConfig, Limits};
@@ -21,6 +22,7 @@ pub struct EngineHandle {
     waiting: Arc<AtomicUsize>,
     limits: Limits,
     vocab_size: usize,
+    profile: Arc<Profile>,
 }
 
 /// A request, where its results go, and its place among those that wait.
@@ -48,7 +50,7 @@ pub fn spawn<B: Backend>(
     model: Arc<Model<B>>,
     config: &EngineConfig,
 ) -> Result<EngineHandle, EngineError> {
-    let vocab_size = model.config().vocab_size;
+    let (vocab_size, profile) = (model.config().vocab_size, Arc::clone(model.backend().profile()));
     let engine = Engine::new(model, config)?;
     let limits = engine.limits();
     let (jobs, queue) = async_channel::unbounded(); // bounded by the permits
@@ -64,7 +66,7 @@ pub fn spawn<B: Backend>(
     };
     std::thread::Builder::new().name("bitnet-engine".into()).spawn(work).map_err(refused)?;
     attached.recv().map_err(|_| EngineError::Stopped)?.map_err(refused)?;
-    Ok(EngineHandle { jobs, waiting: Arc::default(), limits, vocab_size })
+    Ok(EngineHandle { jobs, waiting: Arc::default(), limits, vocab_size, profile })
 }
 
 /// Takes jobs and computes steps until nothing is left and nobody can bring more.
@@ -94,6 +96,11 @@ impl EngineHandle {
     /// What requests are checked against.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// What takes the time of its steps, when asked to.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
     }
 
     /// Requests that wait for their first step.

@@ -52,6 +52,13 @@ pub struct Entry {
     pub outputs: std::ops::Range<usize>,
 }
 
+impl Entry {
+    /// Tokens to compute, with those of the draft.
+    pub fn tokens(&self) -> usize {
+        self.count + self.draft.len()
+    }
+}
+
 /// How a sequence ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finished {
@@ -73,7 +80,9 @@ impl Scheduler {
     pub fn add(&mut self, request: Request) -> SeqId {
         let id = SeqId(self.next_id);
         self.next_id += 1;
-        self.waiting.push_back(Sequence::new(id, request));
+        let mut sequence = Sequence::new(id, request);
+        sequence.reserve(self.limits.max_seq_len);
+        self.waiting.push_back(sequence);
         id
     }
 

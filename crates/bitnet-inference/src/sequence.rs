@@ -99,6 +99,14 @@ impl Sequence {
         }
     }
 
+    /// Makes room for all tokens that it may get, so that none is made while it runs.
+    pub(crate) fn reserve(&mut self, max_seq_len: usize) {
+        let Task::Generate { max_new_tokens, .. } = self.task else { return };
+        let room = max_seq_len.saturating_sub(self.tokens.len()).min(max_new_tokens);
+        self.tokens.reserve_exact(room);
+        self.pages.reserve_exact((self.tokens.len() + room).div_ceil(PAGE));
+    }
+
     /// Tokens whose keys and values are wanted: all, but the last of a text to be scored predicts nothing.
     pub(crate) fn wanted(&self) -> usize {
         self.tokens.len() - usize::from(matches!(self.task, Task::Rows { score: true, .. }))

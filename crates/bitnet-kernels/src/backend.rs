@@ -9,6 +9,7 @@ use crate::dense::DenseMatrix;
 use crate::head::{HeadRecord, HeadType, InvalidHead};
 use crate::kv::KvShape;
 use crate::logits::{Logits, Wanted};
+use crate::profile::Profile;
 use crate::scalar::elementwise::Activation;
 use crate::scalar::rope::RopeTable;
 use crate::ternary::TernaryMatrix;
@@ -59,6 +60,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
         Ok(())
     }
 
+    /// What takes the time of steps, when asked to.
+    fn profile(&self) -> &Arc<Profile>;
+
     /// Runs `compute`, which makes one step of `tokens` tokens; a backend may choose how many threads take part.
     fn step<R>(&self, tokens: usize, compute: impl FnOnce() -> R) -> R {
         let _ = tokens;
@@ -99,13 +103,16 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// `out[t] = table[ids[t]]`.
     fn embed(&self, table: &Self::Dense, ids: &[u32], out: &mut Self::Activations);
 
-    /// `out_i = W_i · q(norm(x))` for the three BitLinears that share their input: q, k, v.
+    /// Queries, keys and values, `W_i · q(norm(x))`: queries and keys turned by their positions, `q` kept and keys and values
+    /// stored in their slots.
     fn project(
         &self,
         scratch: &mut Self::Scratch,
         x: &Self::Activations,
         norm: &Norm<Self::Vector>,
-        parts: [(&Self::Ternary, &mut Self::Activations); 3],
+        projection: Projection<'_, Self>,
+        q: &mut Self::Activations,
+        kv: &mut Self::KvLayer,
     );
 
     /// `y += W · q(norm(x))`, or without the norm: `o_proj`, `down_proj`.
@@ -128,17 +135,6 @@ pub trait Backend: Send + Sync + Sized + 'static {
         out: &mut Self::Activations,
     );
 
-    /// Turns queries and keys by their positions and stores keys and values in their slots.
-    fn rotate_and_store(
-        &self,
-        rope: &RopeTable,
-        slots: &[u32],
-        q: &mut Self::Activations,
-        k: &mut Self::Activations,
-        v: &Self::Activations,
-        kv: &mut Self::KvLayer,
-    );
-
     /// Causal attention of every token in `spans` to its own sequence.
     fn attention(
         &self,
@@ -159,6 +155,20 @@ pub trait Backend: Send + Sync + Sized + 'static {
         head: &Self::Head,
         out: &mut Logits,
     );
+}
+
+/// The three matrices of attention, and where its tokens belong.
+pub struct Projection<'a, B: Backend> {
+    /// `[heads · head_dim, hidden_size]`.
+    pub q: &'a B::Ternary,
+    /// `[kv_heads · head_dim, hidden_size]`.
+    pub k: &'a B::Ternary,
+    /// `[kv_heads · head_dim, hidden_size]`.
+    pub v: &'a B::Ternary,
+    /// The angles of each token's position.
+    pub rope: &'a RopeTable,
+    /// Each token's place in the cache.
+    pub slots: &'a [u32],
 }
 
 /// The two matrices of a gated feed-forward layer and the function between them.

@@ -11,7 +11,6 @@
 //! elements, `[PAGE / 4, BLOCK, 4 positions]`. There `head_dim` is rounded up to a multiple of sixteen.
 
 use std::fmt;
-use std::ops::Range;
 use std::str::FromStr;
 
 use crate::memory::{Line, Lines};
@@ -139,9 +138,14 @@ impl KvShape {
         2 * (self.half_bytes() + PAGE * scale)
     }
 
+    /// Bytes of a head's share of a group.
+    pub fn share_bytes(&self) -> usize {
+        GROUP * self.part_bytes()
+    }
+
     /// Bytes of all heads' shares of a group.
-    fn group_bytes(&self) -> usize {
-        GROUP * self.kv_heads * self.part_bytes()
+    pub fn group_bytes(&self) -> usize {
+        self.kv_heads * self.share_bytes()
     }
 }
 
@@ -166,21 +170,8 @@ pub struct KvPart<'a> {
 /// A head's share of a group of pages, to be written.
 #[derive(Debug)]
 pub struct KvPartMut<'a> {
-    /// The head.
-    pub head: usize,
-    /// Which of the slots that were asked for lie here, as a range of [`KvParts::order`].
-    pub slots: Range<usize>,
     shape: KvShape,
     bytes: &'a mut [u8],
-}
-
-/// What writing to some slots writes to.
-#[derive(Debug)]
-pub struct KvParts<'a> {
-    /// Indices of the slots, in the order of what they are.
-    pub order: Vec<u32>,
-    /// The heads' shares of all groups that the slots lie in, each to be written by itself.
-    pub parts: Vec<KvPartMut<'a>>,
 }
 
 impl KvLayer {
@@ -197,35 +188,24 @@ impl KvLayer {
 
     /// One head's share of a page.
     pub fn part(&self, page: usize, head: usize) -> KvPart<'_> {
-        let len = GROUP * self.shape.part_bytes();
+        let len = self.shape.share_bytes();
         let start = page / GROUP * self.shape.group_bytes() + head * len;
         KvPart { shape: self.shape, bytes: &self.data.bytes()[start..][..len], page: page % GROUP }
     }
 
-    /// The shares of all heads in all groups that some slots lie in, which different threads may write.
-    pub fn parts_mut(&mut self, slots: &[u32]) -> KvParts<'_> {
-        let group = |index: u32| slots[index as usize] as usize / (GROUP * PAGE);
-        let mut order: Vec<u32> = (0..slots.len() as u32).collect();
-        order.sort_unstable_by_key(|&index| slots[index as usize]);
-        let (shape, mut passed) = (self.shape, 0);
-        let mut rest = self.data.bytes_mut();
-        let (mut parts, mut first) = (Vec::new(), 0);
-        for run in order.chunk_by(|&a, &b| group(a) == group(b)) {
-            let next = group(run[0]);
-            rest = rest.split_at_mut((next - passed) * shape.group_bytes()).1;
-            let (heads, after) = rest.split_at_mut(shape.group_bytes());
-            (rest, passed) = (after, next + 1);
-            let slots = first..first + run.len();
-            first += run.len();
-            let heads = heads.chunks_exact_mut(GROUP * shape.part_bytes()).enumerate();
-            parts.extend(heads.map(|(head, bytes)| KvPartMut {
-                head,
-                slots: slots.clone(),
-                shape,
-                bytes,
-            }));
-        }
-        KvParts { order, parts }
+    /// The head's share of the group that a slot lies in.
+    pub fn part_mut(&mut self, slot: usize, head: usize) -> KvPartMut<'_> {
+        let (shape, bytes, share) =
+            (self.shape, self.shape.group_bytes(), self.shape.share_bytes());
+        let start = slot / (GROUP * PAGE) * bytes + head * share;
+        KvPartMut::new(shape, &mut self.data.bytes_mut()[start..][..share])
+    }
+
+    /// The bytes of all groups, one after the other. A group has the shares of all heads, one after the other, of
+    /// [`KvShape::share_bytes`] each.
+    pub fn groups_mut(&mut self) -> &mut [u8] {
+        let bytes = self.shape.pages.div_ceil(GROUP) * self.shape.group_bytes();
+        &mut self.data.bytes_mut()[..bytes]
     }
 }
 
@@ -265,6 +245,17 @@ pub struct KvPlace<'a> {
     pub values: &'a mut [u8],
     /// The scales of the key and the value, for types that have them.
     pub scales: Option<[&'a mut [u8; 4]; 2]>,
+}
+
+impl<'a> KvPartMut<'a> {
+    /// What `bytes` hold, a head's share of a group.
+    ///
+    /// # Panics
+    /// If they are not [`KvShape::share_bytes`].
+    pub fn new(shape: KvShape, bytes: &'a mut [u8]) -> Self {
+        assert_eq!(bytes.len(), shape.share_bytes());
+        Self { shape, bytes }
+    }
 }
 
 impl KvPartMut<'_> {
@@ -319,14 +310,10 @@ mod tests {
         let slots: [u32; 5] = [9 * 64 + 5, 7, 4 * 64 - 1, 8 * 64, 11 * 64 + 63];
         for dtype in KvType::ALL {
             let mut layer = KvLayer::new(KvShape { pages: 12, ..shape(4, dtype) });
-            let KvParts { order, mut parts } = layer.parts_mut(&slots);
-            assert_eq!(order, [1, 2, 3, 0, 4]);
-            let found: Vec<_> = parts.iter().map(|part| (part.head, part.slots.clone())).collect();
-            assert_eq!(found, [(0, 0..2), (1, 0..2), (0, 2..5), (1, 2..5)]);
-            for part in &mut parts {
-                for &index in &order[part.slots.clone()] {
-                    let mark = 10 * (1 + index as u8) + part.head as u8;
-                    let place = part.place(slots[index as usize] as usize);
+            for head in 0..2 {
+                for (index, &slot) in (0_u8..).zip(&slots) {
+                    let mut part = layer.part_mut(slot as usize, head);
+                    let (mark, place) = (10 * (1 + index) + head as u8, part.place(slot as usize));
                     place.keys.fill(mark);
                     place.values.fill(100 + mark);
                     if let Some([key, value]) = place.scales {

@@ -13,5 +13,6 @@ pub mod head;
 pub mod kv;
 pub mod logits;
 pub mod memory;
+pub mod profile;
 pub mod scalar;
 pub mod ternary;

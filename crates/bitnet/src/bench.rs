@@ -6,7 +6,8 @@
 //! reported as wrong and not as fast.
 //!
 //! [`run`] measures a model, [`kernel::run`] one product of a given shape, [`ablation::run`] what each step from the plainest
-//! code to the fastest brings, and [`load::run`] how a model gets into memory. [`modes::run`] compares ways to answer several prompts.
+//! code to the fastest brings, and [`load::run`] how a model gets into memory. [`modes::run`] compares ways to answer several prompts,
+//! and [`phases::run`] says where the time of a step goes.
 
 pub mod ablation;
 mod advice;
@@ -18,6 +19,7 @@ pub mod load;
 mod machine;
 mod measure;
 pub mod modes;
+pub mod phases;
 mod probes;
 mod report;
 mod source;

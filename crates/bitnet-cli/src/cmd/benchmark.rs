@@ -6,6 +6,7 @@ mod load;
 mod model;
 mod modes;
 mod output;
+mod phases;
 mod plot;
 mod sheet;
 
@@ -16,6 +17,7 @@ use anyhow::Result;
 use bitnet::bench::ablation::AblationConfig;
 use bitnet::bench::kernel::{KernelConfig, parse_shape};
 use bitnet::bench::modes::ModesConfig;
+use bitnet::bench::phases::PhasesConfig;
 use bitnet::bench::{self, BenchConfig, BenchProgress, BenchReport, Case};
 use bitnet::{BitNetModel, HeadType, ModelBuilder, ModelConfig};
 use bitnet_kernels::cpu::packed::Packing;
@@ -95,7 +97,7 @@ pub struct BenchmarkArgs {
     output: Option<PathBuf>,
     /// Draw curves over --threads, --ctx and --batch-sizes into an SVG file
     #[arg(long, value_name = "FILE.svg", help_heading = "Output")]
-    #[arg(conflicts_with_all = ["load", "kernel_bench", "ablation", "modes"])]
+    #[arg(conflicts_with_all = ["load", "kernel_bench", "ablation", "modes", "phases"])]
     plot: Option<PathBuf>,
 }
 
@@ -117,6 +119,10 @@ struct Mode {
     /// the greatest of --threads
     #[arg(long, conflicts_with_all = ["load", "kernel_bench", "ablation", "simd_level", "ctx", "batch_sizes", "warmup"])]
     modes: bool,
+    /// Measure where the time of a step goes, phase by phase, and how much of it threads wait for each other: a prompt, and as
+    /// many sequences as --batch-sizes says, with the greatest of --threads
+    #[arg(long, conflicts_with_all = ["load", "kernel_bench", "ablation", "modes", "simd_level", "warmup"])]
+    phases: bool,
     /// Rows and columns of the product, as 4096x4096; --kernel-bench takes several [default: 4096x4096]
     #[arg(long, value_name = "ROWSxCOLS", value_delimiter = ',', value_parser = parse_shape)]
     shape: Vec<(usize, usize)>,
@@ -147,6 +153,7 @@ pub fn run(args: &BenchmarkArgs, console: &Console) -> Result<()> {
     match &args.mode {
         Mode { load: true, .. } => run_load(args, &open, &threads, format, console),
         Mode { modes: true, .. } => run_modes(args, &open, &threads, format, console),
+        Mode { phases: true, .. } => run_phases(args, &open, &threads, format, console),
         Mode { ablation: true, .. } => run_ablation(args, &open, &threads, format, console),
         _ => run_model(args, &open, threads, format, console),
     }
@@ -294,6 +301,28 @@ fn run_modes(
     warn_of_build(&report.build, console);
     deliver(args, format, &report, &modes::document(&report))?;
     verdict(report.is_right())
+}
+
+fn run_phases(
+    args: &BenchmarkArgs,
+    open: &dyn Fn() -> ModelBuilder,
+    threads: &[usize],
+    format: Option<Format>,
+    console: &Console,
+) -> Result<()> {
+    let config = PhasesConfig {
+        threads: threads.iter().copied().max().unwrap_or(1),
+        prompt_tokens: args.prompt_tokens.unwrap_or(512),
+        generated_tokens: args.max_tokens.unwrap_or(64),
+        depth: args.ctx.first().copied().unwrap_or(0),
+        batch_sizes: or(&args.batch_sizes, &[1]),
+        iterations: args.iterations,
+    };
+    let report = with_bar(console, |progress| {
+        bench::phases::run(open, &model_config(args), &config, progress)
+    })?;
+    warn_of_build(&report.build, console);
+    deliver(args, format, &report, &phases::document(&report))
 }
 
 fn run_load(

@@ -128,6 +128,20 @@ fn three_ways_to_answer_several_prompts_are_compared() {
 }
 
 #[test]
+fn the_time_of_steps_is_taken_apart() {
+    let args = "benchmark -q --phases -p 9 -n 4 --ctx 3 --batch-sizes 1,2 -t 2 --iterations 1";
+    let report = run(args.split(' ').chain(["--json"])).json();
+    let steps = report["steps"].as_array().unwrap();
+    let tokens: Vec<_> = steps.iter().map(|step| step["tokens"].as_u64().unwrap()).collect();
+    assert_eq!(tokens, [9, 1, 2]);
+    assert!(steps.iter().all(|step| step["milliseconds"].as_f64().unwrap() > 0.0), "{report}");
+    let text = run(args.split(' ')).text();
+    for part in ["prompt of 9", "2 sequences from 3 on", "gate, up", "####"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
 fn benchmarks_that_measure_nothing_are_refused() {
     for args in [
         "--iterations 0",
@@ -145,6 +159,8 @@ fn benchmarks_that_measure_nothing_are_refused() {
         "--load --kernel-bench",
         "--modes --load",
         "--modes -n 0",
+        "--phases --modes",
+        "--phases -p 0 -n 0",
         "--kernel-bench --shape 4096",
         "--kernel-bench --shape 0x4096",
         "--kernel-bench --shape 4096x4096 --batch 0",

@@ -1,17 +1,17 @@
 //! A backend that can be told to fail, to wait, and what it has seen.
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use bitnet_kernels::backend::{Backend, Gated, Norm, Span};
+use bitnet_kernels::backend::{Backend, Gated, Norm, Projection, Span};
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::dense::DenseMatrix;
 use bitnet_kernels::head::{HeadType, InvalidHead};
 use bitnet_kernels::kv::KvShape;
 use bitnet_kernels::logits::{Logits, Wanted};
-use bitnet_kernels::scalar::rope::RopeTable;
+use bitnet_kernels::profile::Profile;
 use bitnet_kernels::ternary::TernaryMatrix;
 
 /// The CPU with strings attached.
@@ -43,6 +43,10 @@ impl Backend for Faulty {
     type Activations = <CpuBackend as Backend>::Activations;
     type KvLayer = <CpuBackend as Backend>::KvLayer;
     type Scratch = <CpuBackend as Backend>::Scratch;
+
+    fn profile(&self) -> &Arc<Profile> {
+        self.cpu.profile()
+    }
 
     fn upload_ternary(&self, weights: TernaryMatrix) -> Self::Ternary {
         self.cpu.upload_ternary(weights)
@@ -93,9 +97,12 @@ impl Backend for Faulty {
         scratch: &mut Self::Scratch,
         x: &Self::Activations,
         norm: &Norm<Self::Vector>,
-        parts: [(&Self::Ternary, &mut Self::Activations); 3],
+        Projection { q: wq, k, v, rope, slots }: Projection<'_, Self>,
+        q: &mut Self::Activations,
+        kv: &mut Self::KvLayer,
     ) {
-        self.cpu.project(scratch, x, norm, parts);
+        let projection = Projection { q: wq, k, v, rope, slots };
+        self.cpu.project(scratch, x, norm, projection, q, kv);
     }
 
     fn project_add(
@@ -119,18 +126,6 @@ impl Backend for Faulty {
     ) {
         let Gated { gate, up, activation } = weights;
         self.cpu.gated(scratch, x, norm, Gated { gate, up, activation }, out);
-    }
-
-    fn rotate_and_store(
-        &self,
-        rope: &RopeTable,
-        slots: &[u32],
-        q: &mut Self::Activations,
-        k: &mut Self::Activations,
-        v: &Self::Activations,
-        kv: &mut Self::KvLayer,
-    ) {
-        self.cpu.rotate_and_store(rope, slots, q, k, v, kv);
     }
 
     fn attention(

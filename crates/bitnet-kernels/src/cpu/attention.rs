@@ -7,14 +7,13 @@
 use std::ops::Range;
 
 use super::isa::Isa;
-use super::pool::{self, Stripe, each, stripes};
+use super::pool::{Reversed, Stripe, cells, ranges};
 #[cfg(target_arch = "x86_64")]
 use super::x86::attention as tier;
 use super::{CpuBackend, Matrix, WorkerScratch};
 use crate::backend::Span;
-use crate::kv::{BLOCK, KvLayer, KvPart, KvPartMut, KvParts, KvShape, KvType, PAGE};
+use crate::kv::{BLOCK, KvLayer, KvPart, KvShape, KvType, PAGE};
 use crate::scalar::attention::{CHUNK, Dots, Partials, Quad, Row, TOGETHER, Weights};
-use crate::scalar::rope::RopeTable;
 
 /// Tokens whose queries attend together; tiles begin at multiples of it, so that the tokens of a tile see the same chunks.
 const TILE: usize = 16;
@@ -24,9 +23,6 @@ const _: () = assert!(CHUNK.is_multiple_of(TILE));
 /// Floats between two rows of values in a cache line of their own, so that rows a power of two apart do not compete for the same
 /// places in the processor's cache.
 const ROW_GAP: usize = 16;
-
-/// Tokens whose queries are turned as one item.
-const TURNED: usize = 4;
 
 /// Items for each thread below which chunks become items of their own.
 const ITEMS: usize = 4;
@@ -44,17 +40,6 @@ struct Tile<'a> {
 }
 
 impl<'a> Tile<'a> {
-    /// The tiles of a span.
-    fn of(kv: &'a KvLayer, span: &'a Span) -> impl DoubleEndedIterator<Item = Self> {
-        let (start, end) = (span.start, span.start + span.rows.len());
-        (start / TILE..end.div_ceil(TILE)).map(move |index| {
-            let positions = start.max(index * TILE)..end.min((index + 1) * TILE);
-            let row = span.rows.start + positions.start - start;
-            let (position, tokens) = (positions.start, positions.len());
-            Self { kv, pages: &span.pages, row, position, tokens }
-        })
-    }
-
     /// Positions that the last token sees.
     fn seen(&self) -> usize {
         self.position + self.tokens
@@ -71,11 +56,30 @@ impl<'a> Tile<'a> {
     }
 
     /// The parts of a chunk's pages, and how many positions the last token sees in each.
-    fn parts(&self, head: usize, chunk: usize) -> impl Iterator<Item = (KvPart<'a>, usize)> {
+    fn parts(
+        &self,
+        head: usize,
+        chunk: usize,
+    ) -> impl Iterator<Item = (KvPart<'a>, usize)> + use<'a> {
         let (kv, pages, end) = (self.kv, self.pages, self.seen().min((chunk + 1) * CHUNK));
         (chunk * CHUNK..end)
             .step_by(PAGE)
             .map(move |start| (kv.part(pages[start / PAGE] as usize, head), PAGE.min(end - start)))
+    }
+}
+
+/// A chunk of what a tile's queries of one head see.
+#[derive(Clone, Copy)]
+struct Chunk<'a> {
+    tile: Tile<'a>,
+    head: usize,
+    number: usize,
+}
+
+impl<'a> Chunk<'a> {
+    /// The parts of its pages, and how many positions the last token sees in each.
+    fn parts(&self) -> impl Iterator<Item = (KvPart<'a>, usize)> + use<'a> {
+        self.tile.parts(self.head, self.number)
     }
 }
 
@@ -84,7 +88,7 @@ impl<'a> Tile<'a> {
 pub(super) struct Scratch {
     queries: Queries,
     /// Keys or values of a page as floats.
-    page: Vec<f32>,
+    page: Page,
     /// A row for each query.
     scores: Vec<Row>,
     dots: Vec<Dots>,
@@ -96,6 +100,24 @@ pub(super) struct Scratch {
     /// What the tile has got so far, and from a chunk.
     all: Partials,
     one: Partials,
+}
+
+/// Floats from the beginning of a line of the processor's cache on, so that no vector lies across two.
+#[derive(Default)]
+struct Page(Vec<f32>);
+
+impl Page {
+    /// The first `count`, with what was last in them.
+    fn floats(&mut self, count: usize) -> &mut [f32] {
+        const LINE: usize = 64;
+        const ROOM: usize = LINE / size_of::<f32>();
+        if self.0.len() < count + ROOM {
+            self.0.resize(count + ROOM, 0.0);
+        }
+        // If an alignment cannot be had, it works without.
+        let start = Some(self.0.as_ptr().align_offset(LINE)).filter(|&start| start <= ROOM);
+        &mut self.0[start.unwrap_or(0)..][..count]
+    }
 }
 
 /// The scales of a chunk's keys and values; 0 for positions that nobody sees.
@@ -162,14 +184,14 @@ impl Queries {
 }
 
 impl Scratch {
-    /// What the loaded queries get from one chunk, to `self.one`; `more` says that the next chunk comes after it.
-    fn attend_chunk(&mut self, isa: Isa, tile: &Tile<'_>, head: usize, chunk: usize, more: bool) {
-        let (queries, shape) = (self.queries.padded(), tile.kv.shape());
+    /// What the loaded queries get from one chunk, to `self.one`; `next` is the chunk that comes after it.
+    fn attend_chunk(&mut self, isa: Isa, chunk: Chunk<'_>, next: Option<Chunk<'_>>) {
+        let (queries, shape) = (self.queries.padded(), chunk.tile.kv.shape());
         self.one.clear(queries, shape.head_dim);
         self.scores.resize(queries, [0.0; CHUNK]);
         match shape.dtype {
-            KvType::Int8 => self.attend_int8(isa, tile, head, chunk, more),
-            _ => self.attend_floats(isa, tile, head, chunk),
+            KvType::Int8 => self.attend_int8(isa, chunk, next),
+            _ => self.attend_floats(isa, chunk, next),
         }
     }
 
@@ -180,21 +202,21 @@ impl Scratch {
         (0..count).map(move |query| (query, CHUNK.min(first + query / each)))
     }
 
-    fn attend_floats(&mut self, isa: Isa, tile: &Tile<'_>, head: usize, chunk: usize) {
+    fn attend_floats(&mut self, isa: Isa, chunk: Chunk<'_>, next: Option<Chunk<'_>>) {
+        let Chunk { tile, number, .. } = chunk;
         let KvShape { head_dim: dim, dtype, .. } = tile.kv.shape();
-        let stride = dim + ROW_GAP;
-        self.page.resize(PAGE * stride, 0.0);
+        let (stride, row) = (dim + ROW_GAP, dim * dtype.bytes());
         let mut scales = Scales::default();
-        for (index, (part, positions)) in tile.parts(head, chunk).enumerate() {
+        // While one thing is turned into floats, the next is fetched.
+        for (index, (part, positions)) in chunk.parts().enumerate() {
             let blocks = positions.div_ceil(BLOCK);
-            let keys = &mut self.page[..blocks * BLOCK * dim];
-            tier::announce(part.values());
-            isa.read_keys(part, blocks, keys);
+            let keys = self.page.floats(blocks * BLOCK * dim);
+            tier::read_keys(isa, part, blocks, &part.values()[..positions * row], keys);
             tier::score(isa, &self.queries.floats, keys, index * PAGE, &mut self.scores);
             scales.load(part, index, positions);
         }
-        let columns = tile.columns(chunk);
-        for (query, seen) in self.seen(tile, chunk) {
+        let columns = tile.columns(number);
+        for (query, seen) in self.seen(&tile, number) {
             let row = &mut self.scores[query][..columns];
             if dtype.has_scales() {
                 isa.multiply(row, &scales.keys);
@@ -204,19 +226,20 @@ impl Scratch {
                 isa.multiply(row, &scales.values);
             }
         }
-        let mut next = tile.parts(head, chunk + 1);
-        for (index, (part, positions)) in tile.parts(head, chunk).enumerate() {
-            if let Some((next, _)) = next.next() {
-                tier::announce(next.keys());
-            }
-            let values = &mut self.page[..positions * stride];
-            isa.read_values(part, positions, stride, values);
+        let mut next = next.into_iter().flat_map(|next| next.parts());
+        for (index, (part, positions)) in chunk.parts().enumerate() {
+            let ahead = next.next().map_or(&[][..], |(part, positions)| {
+                &part.keys()[..positions.next_multiple_of(BLOCK) * row]
+            });
+            let values = self.page.floats(positions * stride);
+            tier::read_values(isa, part, positions, stride, ahead, values);
             let out = &mut self.one.vectors;
             tier::weigh(isa, &self.scores, index * PAGE, values, stride, out);
         }
     }
 
-    fn attend_int8(&mut self, isa: Isa, tile: &Tile<'_>, head: usize, chunk: usize, more: bool) {
+    fn attend_int8(&mut self, isa: Isa, chunk: Chunk<'_>, next: Option<Chunk<'_>>) {
+        let Chunk { tile, number, .. } = chunk;
         let (shape, queries) = (tile.kv.shape(), self.queries.padded());
         let (dim, stored) = (shape.head_dim, shape.stored_dim());
         self.dots.resize(queries, [0; CHUNK]);
@@ -227,22 +250,22 @@ impl Scratch {
         let mut values = [&[][..]; CHUNK / PAGE];
         // While one thing is multiplied, the next is fetched: a token alone has too little work for each byte to wait for it.
         let mut ahead = [&[][..]; CHUNK / PAGE];
-        for (index, (part, positions)) in tile.parts(head, chunk).enumerate() {
+        for (index, (part, positions)) in chunk.parts().enumerate() {
             let keys = &part.keys()[..positions.next_multiple_of(BLOCK) * stored];
             let (quads, dots) = (&self.queries.quads, &mut self.dots);
             tier::score_int8(isa, quads, keys, part.values(), index * PAGE, dots);
             scales.load(part, index, positions);
             (values[index], ahead[index]) = (part.values(), part.values());
         }
-        if more {
-            for (ahead, (part, _)) in ahead.iter_mut().zip(tile.parts(head, chunk + 1)) {
+        if let Some(next) = next {
+            for (ahead, (part, _)) in ahead.iter_mut().zip(next.parts()) {
                 *ahead = part.keys();
                 tier::announce(part.keys());
                 tier::announce(part.values());
             }
         }
-        let columns = tile.columns(chunk);
-        for (query, seen) in self.seen(tile, chunk) {
+        let columns = tile.columns(number);
+        for (query, seen) in self.seen(&tile, number) {
             let (row, weights) = (&mut self.scores[query][..columns], &mut self.weights[query]);
             isa.scale_dots(&self.dots[query], self.queries.scales[query], &scales.keys, row);
             (self.one.max[query], self.one.sum[query]) = isa.softmax(row, seen);
@@ -258,10 +281,12 @@ impl Scratch {
         }
     }
 
-    /// All that the loaded queries get, to `self.all`.
-    fn attend(&mut self, isa: Isa, tile: &Tile<'_>, head: usize) {
-        for chunk in tile.chunks() {
-            self.attend_chunk(isa, tile, head, chunk, true);
+    /// All that the loaded queries get, to `self.all`; `next` is the first chunk of the item after this one.
+    fn attend(&mut self, isa: Isa, item: Item<'_>, next: Option<Chunk<'_>>) {
+        let chunks = item.tile.chunks();
+        for chunk in chunks.clone() {
+            let next = if chunk + 1 < chunks.end { Some(item.chunk(chunk + 1)) } else { next };
+            self.attend_chunk(isa, item.chunk(chunk), next);
             if chunk == 0 {
                 std::mem::swap(&mut self.all, &mut self.one);
             } else {
@@ -271,166 +296,178 @@ impl Scratch {
     }
 }
 
-/// Causal attention of every token in `spans`; see [`crate::backend::Backend::attention`].
-pub(super) fn attention(
-    backend: &CpuBackend,
-    workers: &mut [WorkerScratch],
-    partials: &mut Vec<Partials>,
-    q: &Matrix,
-    kv: &KvLayer,
-    spans: &[Span],
-    out: &mut Matrix,
-) {
-    out.resize(q.rows(), q.cols);
-    let mut items = items(q, kv, spans, &mut out.data);
-    let chunks: usize = items.iter().map(|item| item.tile.chunks().len()).sum();
-    let few = items.len() < ITEMS * backend.threads();
-    if few && backend.threads() > 1 && chunks > items.len() {
-        attend_chunks(backend, workers, partials, chunks, q, &mut items);
-        return;
-    }
-    backend.pool.for_each_with(workers, pool::items(&mut items), |worker, _, item| {
-        let s = &mut worker.attention;
-        s.queries.load(backend.isa, q, &item.tile, item.out.columns());
-        s.attend(backend.isa, &item.tile, item.head);
-        item.finish(backend.isa, &s.all);
-    });
+/// How a step's attention is cut; kept for its memory.
+#[derive(Default)]
+pub(super) struct Plan {
+    tiles: Vec<Place>,
+    /// The rows of each tile.
+    rows: Vec<Range<usize>>,
+    /// What each item gets from each of its chunks, if chunks are items of their own, and which of these are whose.
+    partials: Vec<Partials>,
+    items: Vec<Range<usize>>,
+    /// Some neighbouring chunks of an item each, and which of the partials they make.
+    runs: Vec<Run>,
+    run_partials: Vec<Range<usize>>,
+}
+
+/// Where a tile is.
+struct Place {
+    span: usize,
+    row: usize,
+    position: usize,
+    tokens: usize,
+}
+
+/// Chunks of an item, from `first` on.
+struct Run {
+    item: usize,
+    first: usize,
 }
 
 /// A key-value head of a tile.
+#[derive(Clone, Copy)]
 struct Item<'a> {
     tile: Tile<'a>,
     head: usize,
-    /// The columns of its queries in the tile's rows.
-    out: Stripe<'a>,
 }
 
-impl Item<'_> {
-    fn finish(&mut self, isa: Isa, partials: &Partials) {
+impl<'a> Item<'a> {
+    fn chunk(&self, number: usize) -> Chunk<'a> {
+        Chunk { tile: self.tile, head: self.head, number }
+    }
+
+    /// The columns of its queries.
+    fn columns(&self, q: &Matrix) -> Range<usize> {
+        let width = q.cols / self.tile.kv.shape().kv_heads;
+        self.head * width..(self.head + 1) * width
+    }
+
+    fn finish(&self, isa: Isa, partials: &Partials, out: &mut Stripe<'_>) {
         let dim = self.tile.kv.shape().head_dim;
-        let each = self.out.columns().len() / dim;
+        let each = out.columns().len() / dim;
         for token in 0..self.tile.tokens {
-            for (query, out) in self.out.row(token).chunks_exact_mut(dim).enumerate() {
+            for (query, out) in out.row(token).chunks_exact_mut(dim).enumerate() {
                 isa.finish(partials, token * each + query, out);
             }
         }
     }
 }
 
-/// All items, those with the most positions of a span first.
-fn items<'a>(
-    q: &Matrix,
-    kv: &'a KvLayer,
-    spans: &'a [Span],
-    mut out: &'a mut [f32],
-) -> Vec<Item<'a>> {
-    let mut items = Vec::new();
-    for tile in spans.iter().flat_map(|span| Tile::of(kv, span)) {
-        let (rows, rest) = out.split_at_mut(tile.tokens * q.cols);
-        out = rest;
-        let heads = each(stripes(rows, q.cols, q.cols / kv.shape().kv_heads)).enumerate();
-        items.extend(heads.map(|(head, out)| Item { tile, head, out }));
+impl Plan {
+    /// Cuts the spans into tiles.
+    fn cut(&mut self, spans: &[Span]) {
+        self.tiles.clear();
+        self.rows.clear();
+        for (index, span) in spans.iter().enumerate() {
+            let (start, end) = (span.start, span.start + span.rows.len());
+            for tile in start / TILE..end.div_ceil(TILE) {
+                let positions = start.max(tile * TILE)..end.min((tile + 1) * TILE);
+                let row = span.rows.start + positions.start - start;
+                let (position, tokens) = (positions.start, positions.len());
+                self.tiles.push(Place { span: index, row, position, tokens });
+                self.rows.push(row..row + tokens);
+            }
+        }
     }
-    items.reverse();
-    items
+
+    fn item<'a>(&self, kv: &'a KvLayer, spans: &'a [Span], index: usize) -> Item<'a> {
+        let heads = kv.shape().kv_heads;
+        let Place { span, row, position, tokens } = self.tiles[index / heads];
+        let tile = Tile { kv, pages: &spans[span].pages, row, position, tokens };
+        Item { tile, head: index % heads }
+    }
+
+    /// Gives each item's chunks their partials, and makes runs of `len` chunks at most.
+    fn run(&mut self, heads: usize, len: usize) {
+        self.items.clear();
+        self.runs.clear();
+        self.run_partials.clear();
+        let mut first = 0;
+        for item in 0..self.tiles.len() * heads {
+            let chunks = self.tiles[item / heads].chunks();
+            self.items.push(first..first + chunks);
+            for start in (0..chunks).step_by(len) {
+                self.runs.push(Run { item, first: start });
+                self.run_partials.push(first + start..first + chunks.min(start + len));
+            }
+            first += chunks;
+        }
+        self.partials.resize_with(first.max(self.partials.len()), Partials::default);
+    }
+}
+
+impl Place {
+    fn chunks(&self) -> usize {
+        (self.position + self.tokens).div_ceil(CHUNK)
+    }
+}
+
+/// Causal attention of every token in `spans`; see [`crate::backend::Backend::attention`].
+pub(super) fn attention(
+    backend: &CpuBackend,
+    workers: &mut [WorkerScratch],
+    plan: &mut Plan,
+    q: &Matrix,
+    kv: &KvLayer,
+    spans: &[Span],
+    out: &mut Matrix,
+) {
+    out.resize(q.rows(), q.cols);
+    plan.cut(spans);
+    let heads = kv.shape().kv_heads;
+    let count = plan.tiles.len() * heads;
+    let chunks = heads * plan.tiles.iter().map(Place::chunks).sum::<usize>();
+    let few = count < ITEMS * backend.threads();
+    if few && backend.threads() > 1 && chunks > count {
+        // As many as make a few items for each thread: a thread reads memory faster when it goes on where it has been.
+        plan.run(heads, chunks.div_ceil(ITEMS * backend.threads()));
+        attend_chunks(backend, workers, plan, q, kv, spans, out);
+        return;
+    }
+    // Those with the most positions of a span first.
+    let parts = Reversed(cells(&mut out.data, q.cols, &plan.rows, q.cols / heads));
+    backend.pool.for_each_with(workers, parts, |worker, index, mut out| {
+        let (s, index) = (&mut worker.attention, count - 1 - index);
+        let item = plan.item(kv, spans, index);
+        let next = index.checked_sub(1).map(|next| plan.item(kv, spans, next).chunk(0));
+        s.queries.load(backend.isa, q, &item.tile, item.columns(q));
+        s.attend(backend.isa, item, next);
+        item.finish(backend.isa, &s.all, &mut out);
+    });
 }
 
 /// Attends with a few chunks at a time as an item of its own, and then folds them.
 fn attend_chunks(
     backend: &CpuBackend,
     workers: &mut [WorkerScratch],
-    partials: &mut Vec<Partials>,
-    chunks: usize,
+    plan: &mut Plan,
     q: &Matrix,
-    items: &mut [Item<'_>],
+    kv: &KvLayer,
+    spans: &[Span],
+    out: &mut Matrix,
 ) {
-    partials.resize_with(chunks.max(partials.len()), Partials::default);
-    // As many as make a few items for each thread: a thread reads memory faster when it goes on where it has been.
-    let run = chunks.div_ceil(ITEMS * backend.threads());
-    let (mut parts, mut rest) = (Vec::new(), &mut partials[..]);
-    for Item { tile, head, out } in &*items {
-        let (mine, others) = rest.split_at_mut(tile.chunks().len());
-        rest = others;
-        let runs = mine.chunks_mut(run).enumerate();
-        parts.extend(runs.map(|(i, partials)| (*tile, *head, out.columns(), i * run, partials)));
-    }
-    backend.pool.for_each_with(workers, pool::items(&mut parts), |worker, _, part| {
-        let (tile, head, columns, first, partials) = part;
-        let s = &mut worker.attention;
-        s.queries.load(backend.isa, q, tile, columns.clone());
-        let last = *first + partials.len() - 1;
-        for (chunk, partials) in (*first..).zip(&mut **partials) {
-            s.attend_chunk(backend.isa, tile, *head, chunk, chunk < last);
+    let mut partials = std::mem::take(&mut plan.partials);
+    let parts = ranges(&mut partials, &plan.run_partials);
+    backend.pool.for_each_with(workers, parts, |worker, index, partials| {
+        let (s, run) = (&mut worker.attention, &plan.runs[index]);
+        let item = plan.item(kv, spans, run.item);
+        s.queries.load(backend.isa, q, &item.tile, item.columns(q));
+        let last = run.first + partials.len() - 1;
+        for (chunk, partials) in (run.first..).zip(partials) {
+            let next = (chunk < last).then(|| item.chunk(chunk + 1));
+            s.attend_chunk(backend.isa, item.chunk(chunk), next);
             std::mem::swap(partials, &mut s.one);
         }
     });
-    let mut rest = &mut partials[..];
-    let mut folds = Vec::new();
-    for item in items {
-        let (mine, others) = rest.split_at_mut(item.tile.chunks().len());
-        rest = others;
-        folds.push((item, mine));
-    }
-    backend.pool.for_each(pool::items(&mut folds), |_, (item, partials)| {
+    let width = q.cols / kv.shape().kv_heads;
+    let parts =
+        (ranges(&mut partials, &plan.items), cells(&mut out.data, q.cols, &plan.rows, width));
+    backend.pool.for_each(parts, |index, (partials, mut out)| {
         let (all, next) = partials.split_first_mut().expect("a token sees a position at least");
         next.iter().for_each(|next| backend.isa.fold(all, next));
-        item.finish(backend.isa, all);
+        plan.item(kv, spans, index).finish(backend.isa, all, &mut out);
     });
-}
-
-/// What there is to do before attention.
-enum Before<'a> {
-    /// To turn the queries of some tokens.
-    Turn { row: usize, queries: &'a mut [f32] },
-    /// To turn and store the keys, and to store the values, of one head that belong to one group of pages.
-    Store(KvPartMut<'a>),
-}
-
-/// See [`crate::backend::Backend::rotate_and_store`]; `k` stays as it is.
-pub(super) fn rotate_and_store(
-    backend: &CpuBackend,
-    rope: &RopeTable,
-    slots: &[u32],
-    q: &mut Matrix,
-    k: &Matrix,
-    v: &Matrix,
-    kv: &mut KvLayer,
-) {
-    let (isa, dim) = (backend.isa, kv.shape().head_dim);
-    let KvParts { order, parts } = kv.parts_mut(slots);
-    let queries = q.data.chunks_mut((TURNED * q.cols).max(1)).enumerate();
-    let turn = queries.map(|(i, queries)| Before::Turn { row: i * TURNED, queries });
-    let mut items: Vec<_> = turn.chain(parts.into_iter().map(Before::Store)).collect();
-    let work = |_: usize, item: &mut Before<'_>| match item {
-        Before::Turn { row, queries } => {
-            for (row, queries) in (*row..).zip(queries.chunks_mut(q.cols)) {
-                let (cos, sin) = rope.row(row);
-                isa.rotate(cos, sin, queries);
-            }
-        }
-        Before::Store(part) => {
-            let (mut usual, mut long) = ([0.0; 256], Vec::new());
-            let key = match usual.get_mut(..dim) {
-                Some(key) => key,
-                None => {
-                    long.resize(dim, 0.0);
-                    &mut long[..]
-                }
-            };
-            for &row in &order[part.slots.clone()] {
-                let (row, columns) = (row as usize, part.head * dim..(part.head + 1) * dim);
-                key.copy_from_slice(&k.row(row)[columns.clone()]);
-                let (cos, sin) = rope.row(row);
-                isa.rotate(cos, sin, key);
-                isa.store_kv(part, slots[row] as usize, key, &v.row(row)[columns]);
-            }
-        }
-    };
-    match slots.len() {
-        // Not worth waking the others for.
-        1 => items.iter_mut().for_each(|item| work(0, item)),
-        _ => backend.pool.for_each(pool::items(&mut items), work),
-    }
+    plan.partials = partials;
 }
 
 /// Where there are no loops for tiers: the portable ones, which use the vectors that the whole build may use.
@@ -441,6 +478,21 @@ mod tier {
 
     pub fn form(_: Isa) -> Form {
         Form::Pairs
+    }
+
+    pub fn read_keys(isa: Isa, part: KvPart<'_>, blocks: usize, _: &[u8], out: &mut [f32]) {
+        isa.read_keys(part, blocks, out);
+    }
+
+    pub fn read_values(
+        isa: Isa,
+        part: KvPart<'_>,
+        positions: usize,
+        stride: usize,
+        _: &[u8],
+        out: &mut [f32],
+    ) {
+        isa.read_values(part, positions, stride, out);
     }
 
     pub fn announce(_: &[u8]) {} // processors without loops of their own are left to their own prefetching

@@ -13,6 +13,10 @@ pub struct CpuTernary {
     pub(super) scale: WeightScale,
 }
 
+/// Tokens of a part, at most: the integers of 256 rows are 16 KB then, which stay in the first-level cache until they are
+/// scaled and written to where they belong.
+const BLOCK: usize = 16;
+
 /// Some rows of a ternary matrix, from the first of a panel on, times some tokens.
 pub(super) struct Part<'a> {
     pub w: &'a CpuTernary,
@@ -21,46 +25,68 @@ pub(super) struct Part<'a> {
     pub tokens: Range<usize>,
 }
 
+/// The products of a part, before their scales.
+#[derive(Default)]
+pub(super) struct Products {
+    /// `[tokens, whole panels]`.
+    integers: Vec<i32>,
+    /// The same with all scales applied, if these are for groups of columns; a product of one token and group; its scales.
+    floats: Vec<f32>,
+    share: Vec<f32>,
+    scales: Vec<f32>,
+}
+
+/// Tokens in blocks that are computed at a time, as even as possible.
+pub(super) fn blocks(tokens: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = tokens.div_ceil(BLOCK);
+    (0..count).map(move |block| block * tokens / count..(block + 1) * tokens / count)
+}
+
 impl Part<'_> {
     fn panels(&self) -> Range<usize> {
         self.rows.start / PANEL_ROWS..self.rows.end.div_ceil(PANEL_ROWS)
     }
 
-    /// Values that a token has in the results: whole panels.
-    pub fn width(&self) -> usize {
+    /// Values that a token has in the products: whole panels.
+    fn width(&self) -> usize {
         self.panels().len() * PANEL_ROWS
     }
 
-    /// The scaled products, `[tokens, width]`; those past `rows` are unspecified.
-    pub fn compute(&self, isa: Isa, sums: &mut Vec<i32>, y: &mut Vec<f32>) {
-        sums.resize(self.tokens.len() * self.width(), 0);
-        y.resize(sums.len(), 0.0);
+    /// Multiplies.
+    pub fn compute(&self, isa: Isa, to: &mut Products) {
+        to.integers.resize(self.tokens.len() * self.width(), 0);
         let all = 0..self.w.packed.blocks_per_panel();
+        let WeightScale::Groups { size, scales } = &self.w.scale else {
+            return self.integers(isa, all, &mut to.integers);
+        };
+        let (groups, len) = (self.w.packed.cols().div_ceil(*size), self.rows.len());
+        let blocks = size / self.w.packed.packing().block_cols();
+        to.floats.clear();
+        to.floats.resize(self.tokens.len() * len, 0.0);
+        to.share.resize(len, 0.0);
+        for group in 0..groups {
+            self.integers(isa, group * blocks..all.end.min((group + 1) * blocks), &mut to.integers);
+            to.scales.clear();
+            to.scales.extend(self.rows.clone().map(|row| scales[row * groups + group]));
+            let rows = to.integers.chunks(self.width()).zip(to.floats.chunks_mut(len));
+            for (token, (integers, y)) in self.tokens.clone().zip(rows) {
+                let scale = self.x.scale[token];
+                isa.scale_product_rows(&integers[..len], &to.scales, scale, &mut to.share);
+                isa.add(&to.share, y);
+            }
+        }
+    }
+
+    /// The scaled products of a token, `[rows]`, from what [`Self::compute`] left.
+    pub fn write(&self, isa: Isa, from: &Products, token: usize, y: &mut [f32]) {
+        let (index, len, scale) = (token - self.tokens.start, self.rows.len(), self.x.scale[token]);
+        let integers = &from.integers[index * self.width()..][..len];
         match &self.w.scale {
-            WeightScale::Tensor(w) => {
-                self.integers(isa, all, sums);
-                self.each_token(sums, y, |sums, s, y| isa.scale_product(sums, *w, s, y));
-            }
+            WeightScale::Tensor(w) => isa.scale_product(integers, *w, scale, y),
             WeightScale::Rows(w) => {
-                self.integers(isa, all, sums);
-                let w = &w[self.rows.clone()];
-                self.each_token(sums, y, |sums, s, y| isa.scale_product_rows(sums, w, s, y));
+                isa.scale_product_rows(integers, &w[self.rows.clone()], scale, y);
             }
-            WeightScale::Groups { size, scales } => {
-                y.fill(0.0);
-                let groups = self.w.packed.cols().div_ceil(*size);
-                let blocks = size / self.w.packed.packing().block_cols();
-                for group in 0..groups {
-                    self.integers(isa, group * blocks..all.end.min((group + 1) * blocks), sums);
-                    let of = |row| scales[row * groups + group];
-                    let w: Vec<f32> = self.rows.clone().map(of).collect();
-                    self.each_token(sums, y, |sums, s, y| {
-                        let mut share = vec![0.0; sums.len()];
-                        isa.scale_product_rows(sums, &w, s, &mut share);
-                        isa.add(&share, y);
-                    });
-                }
-            }
+            WeightScale::Groups { .. } => y.copy_from_slice(&from.floats[index * len..][..len]),
         }
     }
 
@@ -69,17 +95,23 @@ impl Part<'_> {
         let tokens = self.tokens.clone();
         isa.ternary_product(&self.w.packed, self.panels(), blocks, self.x, tokens, sums);
     }
+}
 
-    /// `emit(integers, scale of the activations, floats)` for each token.
-    fn each_token(
-        &self,
-        sums: &[i32],
-        y: &mut [f32],
-        mut emit: impl FnMut(&[i32], f32, &mut [f32]),
-    ) {
-        let rows = sums.chunks(self.width()).zip(y.chunks_mut(self.width()));
-        for (token, (sums, y)) in self.tokens.clone().zip(rows) {
-            emit(&sums[..self.rows.len()], self.x.scale[token], &mut y[..self.rows.len()]);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_cover_all_tokens_and_are_even() {
+        for tokens in 0..200 {
+            let all: Vec<_> = blocks(tokens).collect();
+            assert_eq!(
+                all.iter().cloned().flatten().collect::<Vec<_>>(),
+                (0..tokens).collect::<Vec<_>>()
+            );
+            let lens = all.iter().map(Range::len);
+            let (least, most) = (lens.clone().min().unwrap_or(0), lens.max().unwrap_or(0));
+            assert!(most <= BLOCK && most - least <= 1, "{tokens}: {all:?}");
         }
     }
 }

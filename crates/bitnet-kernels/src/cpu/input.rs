@@ -1,14 +1,15 @@
 //! The input of a BitLinear: normed and quantized, once for all threads or by each for itself.
 
-use super::Matrix;
 use super::isa::Isa;
 use super::pool::{ThreadPool, chunks, items};
+use super::{Matrix, WorkerScratch};
 use crate::activation::QuantizedRows;
 use crate::backend::Norm;
+use crate::profile::Phase;
 
-/// Up to so many tokens, every thread quantizes them for itself: a microsecond or less each, which is what waiting for the
-/// others would cost.
-const OWN_TOKENS: usize = 4;
+/// Up to so many tokens, every thread quantizes them for itself: half a microsecond each with 2560 elements, and to wait for
+/// the others and to take over what they wrote would cost as much. So a step of few tokens has five barriers per layer.
+const OWN_TOKENS: usize = 8;
 
 /// What a thread quantized for itself.
 #[derive(Default)]
@@ -25,7 +26,6 @@ pub(super) struct SharedInput {
     /// Counts inputs.
     serial: u64,
     quantized: QuantizedRows,
-    normed: Vec<f32>,
 }
 
 /// The rows of one operation's input.
@@ -44,6 +44,7 @@ impl SharedInput {
         &'a mut self,
         isa: Isa,
         pool: &ThreadPool,
+        workers: &mut [WorkerScratch],
         x: &'a Matrix,
         norm: Option<&'a Norm<Vec<f32>>>,
     ) -> Input<'a> {
@@ -52,12 +53,13 @@ impl SharedInput {
         if x.rows() <= OWN_TOKENS {
             return Input { isa, x, norm, serial, shared: None };
         }
+        let _phase = pool.profile().phase(Phase::Quantize);
         self.quantized.resize(x.rows(), x.cols);
-        self.normed.resize(x.rows() * x.cols, 0.0);
         let (values, stride, scales, sums) = self.quantized.as_mut_parts();
-        let quantized = (chunks(values, stride), (items(scales), items(sums)));
-        let rows = (chunks(&mut self.normed, x.cols), quantized);
-        pool.for_each(rows, |row, (normed, (q, (scale, sum)))| {
+        let rows = (chunks(values, stride), (items(scales), items(sums)));
+        pool.for_each_with(workers, rows, |worker, row, (q, (scale, sum))| {
+            let normed = &mut worker.input.normed;
+            normed.resize(x.cols, 0.0);
             (*scale, *sum) = quantize(isa, x.row(row), norm, normed, q);
         });
         Input { isa, x, norm, serial, shared: Some(&self.quantized) }
@@ -65,6 +67,11 @@ impl SharedInput {
 }
 
 impl Input<'_> {
+    /// Rows.
+    pub fn tokens(&self) -> usize {
+        self.x.rows()
+    }
+
     /// The int8 rows, for a thread that keeps its own in `own`.
     pub fn rows<'a>(&'a self, own: &'a mut OwnInput) -> &'a QuantizedRows {
         if let Some(shared) = self.shared {

@@ -19,6 +19,7 @@ pub mod plan;
 pub mod pool;
 pub mod probe;
 pub(crate) mod product;
+mod projection;
 pub mod selection;
 mod selftest;
 mod team;
@@ -32,31 +33,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::backend::{Backend, Gated, Norm, Span};
+use crate::backend::{Backend, Gated, Norm, Projection, Span};
 use crate::dense::DenseMatrix;
 use crate::head::{HeadRecord, HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
 use crate::logits::{Logits, Wanted};
 use crate::memory::Arena;
-use crate::scalar::attention::Partials;
-use crate::scalar::rope::RopeTable;
+use crate::profile::Profile;
 use crate::ternary::TernaryMatrix;
 pub use bitlinear::CpuTernary;
-use bitlinear::Part;
+use bitlinear::{Part, Products, blocks};
 pub use head::CpuHead;
 use head::split::SplitRows;
-use input::{Input, OwnInput, SharedInput};
+use input::{OwnInput, SharedInput};
 use isa::Isa;
 use packed::{PANEL_ROWS, PackedTernary};
 use packing::{ChosenPacking, PackingChoice};
 use plan::ThreadPlan;
-use pool::{Chain, Either, PoolOptions, ThreadPool, chunks, stripes};
+use pool::{PoolOptions, ThreadPool, chunks, stripes};
 use team::Team;
 
 /// Panels that a thread takes at a time at most: with 2560 columns 160 KB, which stay in its cache while tokens go by.
 const MAX_PANELS: usize = 16;
-/// Tokens whose integer sums a thread holds at a time.
-const TOKEN_BLOCK: usize = 48;
 
 /// Computes on the processor with the threads of one pool.
 pub struct CpuBackend {
@@ -72,7 +70,8 @@ pub struct CpuBackend {
 /// Working memory of one thread.
 #[derive(Default)]
 struct WorkerScratch {
-    sums: Vec<i32>,
+    /// Of one matrix, or of gate and up.
+    products: [Products; 2],
     floats: Vec<f32>,
     row: Vec<f32>,
     attention: attention::Scratch,
@@ -108,7 +107,7 @@ impl Matrix {
 pub struct CpuScratch {
     input: SharedInput,
     normed: Matrix,
-    partials: Vec<Partials>,
+    attention: attention::Plan,
     split: SplitRows,
     two_stage: head::two_stage::Scratch,
     workers: Vec<WorkerScratch>,
@@ -186,28 +185,6 @@ impl CpuBackend {
     }
 }
 
-impl WorkerScratch {
-    /// `emit(t, y)` for each token: the products of its int8 row with the rows `rows` of `w`, scaled.
-    fn product(
-        &mut self,
-        isa: Isa,
-        w: &CpuTernary,
-        rows: Range<usize>,
-        input: &Input<'_>,
-        mut emit: impl FnMut(usize, &[f32]),
-    ) {
-        let x = input.rows(&mut self.input);
-        for start in (0..x.rows()).step_by(TOKEN_BLOCK) {
-            let tokens = start..x.rows().min(start + TOKEN_BLOCK);
-            let part = Part { w, rows: rows.clone(), x, tokens: tokens.clone() };
-            part.compute(isa, &mut self.sums, &mut self.floats);
-            for (token, y) in tokens.zip(self.floats.chunks(part.width())) {
-                emit(token, &y[..rows.len()]);
-            }
-        }
-    }
-}
-
 impl Backend for CpuBackend {
     type Ternary = CpuTernary;
     type Dense = DenseMatrix;
@@ -219,6 +196,10 @@ impl Backend for CpuBackend {
 
     fn attach(&self) -> std::io::Result<()> {
         self.pool.attach()
+    }
+
+    fn profile(&self) -> &Arc<Profile> {
+        self.pool.profile()
     }
 
     fn step<R>(&self, tokens: usize, compute: impl FnOnce() -> R) -> R {
@@ -288,26 +269,13 @@ impl Backend for CpuBackend {
         scratch: &mut CpuScratch,
         x: &Matrix,
         norm: &Norm<Vec<f32>>,
-        parts: [(&CpuTernary, &mut Matrix); 3],
+        projection: Projection<'_, Self>,
+        q: &mut Matrix,
+        kv: &mut KvLayer,
     ) {
-        let input = scratch.input.prepare(self.isa, &self.pool, x, Some(norm));
-        let total = parts.iter().map(|(w, _)| w.packed.rows()).sum();
-        let weights = parts.each_ref().map(|(w, _)| *w);
-        let [q, k, v] = parts.map(|(w, out)| {
-            out.resize(x.rows(), w.packed.rows());
-            stripes(&mut out.data, w.packed.rows(), self.stripe_width(total))
-        });
-        let all = Chain(Chain(q, k), v);
-        self.pool.for_each_with(&mut scratch.workers, all, |worker, _, part| {
-            let (w, mut stripe) = match part {
-                Either::First(Either::First(q)) => (weights[0], q),
-                Either::First(Either::Second(k)) => (weights[1], k),
-                Either::Second(v) => (weights[2], v),
-            };
-            worker.product(self.isa, w, stripe.columns(), &input, |token, y| {
-                stripe.row(token).copy_from_slice(y);
-            });
-        });
+        let CpuScratch { input, workers, .. } = scratch;
+        let input = input.prepare(self.isa, &self.pool, workers, x, Some(norm));
+        projection::project(self, workers, &input, &projection, q, kv);
     }
 
     fn project_add(
@@ -318,13 +286,22 @@ impl Backend for CpuBackend {
         w: &CpuTernary,
         y: &mut Matrix,
     ) {
-        let input = scratch.input.prepare(self.isa, &self.pool, x, norm);
+        let CpuScratch { input, workers, .. } = scratch;
+        let input = input.prepare(self.isa, &self.pool, workers, x, norm);
         let width = w.packed.rows();
         let parts = stripes(&mut y.data, width, self.stripe_width(width));
-        self.pool.for_each_with(&mut scratch.workers, parts, |worker, _, mut stripe| {
-            worker.product(self.isa, w, stripe.columns(), &input, |token, y| {
-                self.isa.add(y, stripe.row(token));
-            });
+        self.pool.for_each_with(workers, parts, |worker, _, mut stripe| {
+            let WorkerScratch { input: own, products: [products, _], row, .. } = worker;
+            let x = input.rows(own);
+            row.resize(stripe.columns().len(), 0.0);
+            for tokens in blocks(x.rows()) {
+                let part = Part { w, rows: stripe.columns(), x, tokens: tokens.clone() };
+                part.compute(self.isa, products);
+                for token in tokens {
+                    part.write(self.isa, products, token, row);
+                    self.isa.add(row, stripe.row(token));
+                }
+            }
         });
     }
 
@@ -336,30 +313,28 @@ impl Backend for CpuBackend {
         weights: Gated<'_, Self>,
         out: &mut Matrix,
     ) {
-        let input = scratch.input.prepare(self.isa, &self.pool, x, Some(norm));
+        let CpuScratch { input, workers, .. } = scratch;
+        let input = input.prepare(self.isa, &self.pool, workers, x, Some(norm));
         let width = weights.gate.packed.rows();
         out.resize(x.rows(), width);
         let parts = stripes(&mut out.data, width, self.stripe_width(width));
-        self.pool.for_each_with(&mut scratch.workers, parts, |worker, _, mut stripe| {
-            worker.product(self.isa, weights.gate, stripe.columns(), &input, |token, gate| {
-                stripe.row(token).copy_from_slice(gate);
-            });
-            worker.product(self.isa, weights.up, stripe.columns(), &input, |token, up| {
-                self.isa.gate(weights.activation, up, stripe.row(token));
-            });
+        self.pool.for_each_with(workers, parts, |worker, _, mut stripe| {
+            let WorkerScratch { input: own, products, row, .. } = worker;
+            let x = input.rows(own);
+            row.resize(stripe.columns().len(), 0.0);
+            for tokens in blocks(x.rows()) {
+                let part = |w| Part { w, rows: stripe.columns(), x, tokens: tokens.clone() };
+                let parts = [weights.gate, weights.up].map(part);
+                for (part, products) in parts.iter().zip(&mut *products) {
+                    part.compute(self.isa, products);
+                }
+                for token in tokens {
+                    parts[0].write(self.isa, &products[0], token, stripe.row(token));
+                    parts[1].write(self.isa, &products[1], token, row);
+                    self.isa.gate(weights.activation, row, stripe.row(token));
+                }
+            }
         });
-    }
-
-    fn rotate_and_store(
-        &self,
-        rope: &RopeTable,
-        slots: &[u32],
-        q: &mut Matrix,
-        k: &mut Matrix,
-        v: &Matrix,
-        kv: &mut KvLayer,
-    ) {
-        attention::rotate_and_store(self, rope, slots, q, k, v, kv);
     }
 
     fn attention(
@@ -370,8 +345,8 @@ impl Backend for CpuBackend {
         spans: &[Span],
         out: &mut Matrix,
     ) {
-        let CpuScratch { workers, partials, .. } = scratch;
-        attention::attention(self, workers, partials, q, kv, spans, out);
+        let CpuScratch { workers, attention, .. } = scratch;
+        attention::attention(self, workers, attention, q, kv, spans, out);
     }
 
     fn logits(

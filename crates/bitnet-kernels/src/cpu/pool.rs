@@ -28,9 +28,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::affinity;
+use crate::profile::Profile;
 use gate::{Gate, MAX_THREADS, Padded, Patience};
 pub use split::{
-    Chain, Chunks, Either, Items, Split, Stripe, Stripes, chunks, each, items, stripes,
+    Cells, Chunks, Either, Interleave, Items, Ranges, Reversed, Split, Stripe, Stripes, cells,
+    chunks, items, ranges, stripes,
 };
 
 /// Turns of the first waiting loop, a few microseconds: longer than the gap between two operations of a step.
@@ -45,6 +47,7 @@ pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     places: Vec<Vec<usize>>,
+    profile: Arc<Profile>,
     /// Threads that take part in the jobs to come.
     team: AtomicUsize,
     /// Held while a job runs: one caller at a time.
@@ -148,7 +151,9 @@ impl ThreadPool {
             panicked: AtomicBool::new(false),
         });
         let (team, caller) = (AtomicUsize::new(threads), Mutex::new(()));
-        let mut pool = Self { shared, workers: Vec::new(), places: options.places, team, caller };
+        let profile = Arc::new(Profile::new(threads));
+        let (workers, places) = (Vec::new(), options.places);
+        let mut pool = Self { shared, workers, places, profile, team, caller };
         let (sender, placed) = mpsc::channel();
         for index in 1..threads {
             let (shared, sender) = (Arc::clone(&pool.shared), sender.clone());
@@ -180,6 +185,11 @@ impl ThreadPool {
 
     fn place(&self, thread: usize) -> &[usize] {
         self.places.get(thread).map_or(&[], Vec::as_slice)
+    }
+
+    /// What adds up how long each thread computes.
+    pub fn profile(&self) -> &Arc<Profile> {
+        &self.profile
     }
 
     /// Compute threads, the caller included.
@@ -216,10 +226,12 @@ impl ThreadPool {
         let count = parts.parts();
         let threads = self.team.load(Ordering::Relaxed).min(count);
         if threads <= 1 {
+            let begin = self.profile.begin();
             for index in 0..count {
                 // SAFETY: each index occurs once, and is in bounds.
                 work(&mut memory[0], index, unsafe { parts.part(index) });
             }
+            self.profile.computed(0, begin);
             return;
         }
         let _one_at_a_time = lock(&self.caller);
@@ -229,9 +241,11 @@ impl ThreadPool {
             cursor.0.store(start_of(thread), Ordering::Relaxed);
         }
         let memory = items(memory);
+        self.profile.barrier();
         self.run(threads, &|thread| {
             // SAFETY: `thread` is less than `threads`, and `run` calls this once for each thread at most.
             let memory = unsafe { memory.part(thread) };
+            let begin = self.profile.begin();
             for owner in (thread..threads).chain(0..thread) {
                 let (cursor, end) = (&cursors[owner].0, start_of(owner + 1));
                 while cursor.load(Ordering::Relaxed) < end {
@@ -244,6 +258,7 @@ impl ThreadPool {
                     work(&mut *memory, index, unsafe { parts.part(index) });
                 }
             }
+            self.profile.computed(thread, begin);
         });
     }
 

@@ -5,9 +5,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::dense::DenseType;
-use crate::kv::{KvType, PAGE};
+use crate::kv::{BLOCK, KvType, PAGE};
 use crate::scalar::elementwise::{Activation, activate};
+use crate::scalar::kv::{read_keys, read_values, store_row};
 use crate::scalar::norm;
+use crate::scalar::rope::{RopeTable, rotate};
 use crate::ternary::WeightScale;
 use packed::Packing;
 
@@ -106,29 +108,76 @@ fn a_bitlinear_is_its_definition_for_every_kind_of_scale() {
 }
 
 #[test]
-fn projections_that_share_an_input_are_each_their_own_product() {
-    // Few tokens are quantized by each thread for itself, many once for all.
-    for tokens in [1, 5] {
-        check_projections(48, tokens);
+fn queries_keys_and_values_are_products_turned_and_stored_in_their_slots() {
+    // Heads that end within a panel and heads that do not; few tokens, which each thread quantizes for itself, and many.
+    for (dim, kv_heads, tokens) in [(12, 3, 1), (20, 5, 9), (16, 2, 40), (64, 3, 2)] {
+        check_projections(dim, kv_heads, tokens);
     }
 }
 
-fn check_projections(cols: usize, tokens: usize) {
-    let weights = [40, 20, 35].map(|rows| ternary(1, rows, cols, scales(0, rows, cols)));
+fn check_projections(dim: usize, kv_heads: usize, tokens: usize) {
+    let (cols, each) = (48, 2);
+    let shape = KvShape { pages: 9, kv_heads, head_dim: dim, dtype: KvType::F32 };
+    let weights =
+        [each, 1, 1].map(|each| ternary(1, each * kv_heads * dim, cols, WeightScale::Tensor(0.37)));
     let (x, g) = (floats(3, tokens * cols), Norm { weight: floats(4, cols), eps: 1e-5 });
-    let normed: Vec<f32> = x.chunks(cols).flat_map(|x| normed(x, &g)).collect();
+    let slots: Vec<u32> = (0..tokens as u32).map(|i| i * 37 % (9 * PAGE as u32)).collect();
+    let mut rope = RopeTable::default();
+    rope.fill(&floats(5, dim / 2), &slots);
+    let products = weights.each_ref().map(|w| -> Vec<f64> {
+        x.chunks(cols).flat_map(|x| bit_linear(w, &normed(x, &g))).collect()
+    });
+    let turned = |x: &[f64], width: usize| -> Vec<f64> {
+        let mut x: Vec<f32> = x.iter().map(|&x| x as f32).collect();
+        for (row, x) in x.chunks_mut(width).enumerate() {
+            rotate(rope.row(row).0, rope.row(row).1, x);
+        }
+        x.into_iter().map(f64::from).collect()
+    };
+    let width = kv_heads * dim;
+    let expected =
+        [turned(&products[0], each * width), turned(&products[1], width), products[2].clone()];
+    let mut bits = None;
     for backend in backends() {
-        let uploaded = weights.clone().map(|w| backend.upload_ternary(w));
-        let [q, k, v] = &uploaded;
-        let (mut a, mut b, mut c) = (Matrix::default(), Matrix::default(), Matrix::default());
-        let mut scratch = backend.scratch();
-        let x = matrix(cols, x.clone());
-        backend.project(&mut scratch, &x, &g, [(q, &mut a), (k, &mut b), (v, &mut c)]);
-        for (w, found) in weights.iter().zip([a, b, c]) {
-            let expected: Vec<f64> = normed.chunks(cols).flat_map(|x| bit_linear(w, x)).collect();
-            assert_close(&found.data, &expected, backend.isa().name());
+        let [wq, k, v] = &weights.clone().map(|w| backend.upload_ternary(w));
+        let projection = Projection { q: wq, k, v, rope: &rope, slots: &slots };
+        let (mut q, mut kv) = (Matrix::default(), backend.kv_layer(shape));
+        backend.project(
+            &mut backend.scratch(),
+            &matrix(cols, x.clone()),
+            &g,
+            projection,
+            &mut q,
+            &mut kv,
+        );
+        let found = [q.data, stored(&kv, &slots, true), stored(&kv, &slots, false)];
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_close(found, expected, backend.isa().name());
+        }
+        assert!(*bits.get_or_insert(found.clone()) == found, "other bits on {}", backend.isa());
+    }
+}
+
+/// The keys or the values in some slots of a cache of f32, `[slots, kv_heads · head_dim]`.
+fn stored(kv: &KvLayer, slots: &[u32], keys: bool) -> Vec<f32> {
+    let KvShape { kv_heads, head_dim: dim, .. } = kv.shape();
+    let mut found = Vec::new();
+    for slot in slots.iter().map(|&slot| slot as usize) {
+        for head in 0..kv_heads {
+            let (part, at) = (kv.part(slot / PAGE, head), slot % PAGE);
+            let mut page = vec![0.0; PAGE * dim];
+            match keys {
+                true => read_keys(part, PAGE / BLOCK, &mut page),
+                false => read_values(part, PAGE, dim, &mut page),
+            }
+            let element = |i: usize| match keys {
+                true => page[(at / BLOCK * dim + i) * BLOCK + at % BLOCK],
+                false => page[at * dim + i],
+            };
+            found.extend((0..dim).map(element));
         }
     }
+    found
 }
 
 fn normed(x: &[f32], norm: &Norm<Vec<f32>>) -> Vec<f32> {
@@ -243,16 +292,18 @@ fn tokens_attend_to_their_own_sequence_and_not_to_what_follows() {
             let mut kv = backend.kv_layer(shape);
             let mut rope = RopeTable::default();
             rope.fill(&vec![0.1; dim / 2], &[0, 1, 2, 0, 1]);
-            let (mut q, mut k, mut out) =
-                (matrix(2 * heads * dim, q.clone()), matrix(heads * dim, k), Matrix::default());
-            backend.rotate_and_store(
-                &rope,
-                &slots,
-                &mut q,
-                &mut k,
-                &matrix(heads * dim, v.clone()),
-                &mut kv,
-            );
+            let (mut q, mut out) = (matrix(2 * heads * dim, q.clone()), Matrix::default());
+            for (row, &slot) in slots.iter().enumerate() {
+                let ((cos, sin), width) = (rope.row(row), heads * dim);
+                rotate(cos, sin, &mut q.data[2 * row * width..][..2 * width]);
+                rotate(cos, sin, &mut k[row * width..][..width]);
+                store_row(
+                    &mut kv,
+                    slot as usize,
+                    &k[row * width..][..width],
+                    &v[row * width..][..width],
+                );
+            }
             backend.attention(&mut backend.scratch(), &q, &kv, &spans, &mut out);
             out
         };

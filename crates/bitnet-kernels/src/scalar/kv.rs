@@ -2,7 +2,7 @@
 
 use super::norm::{MIN_ABSMAX, ROUND, absmax, to_int8};
 use crate::dense::half_to_f32;
-use crate::kv::{BLOCK, KvPart, KvPartMut, KvShape, KvType, PAGE};
+use crate::kv::{BLOCK, KvLayer, KvPart, KvPartMut, KvShape, KvType, PAGE};
 
 /// What is added to an int8 key, so that it is the unsigned operand of `vpdpbusd`: 128, in the arithmetic of bytes.
 pub const KEY_BIAS: u8 = 0x80;
@@ -109,6 +109,14 @@ pub fn store_kv(part: &mut KvPartMut<'_>, slot: usize, k: &[f32], v: &[f32]) {
     }
 }
 
+/// Writes the keys and values of one position, `[kv_heads · head_dim]` each, to slot `slot`; for tools and tests.
+pub fn store_row(layer: &mut KvLayer, slot: usize, k: &[f32], v: &[f32]) {
+    let dim = layer.shape().head_dim;
+    for (head, (k, v)) in k.chunks_exact(dim).zip(v.chunks_exact(dim)).enumerate() {
+        store_kv(&mut layer.part_mut(slot, head), slot, k, v);
+    }
+}
+
 /// Encodes `x` to the elements `first`, `first + step`, … of `half`.
 #[inline(always)]
 fn put<const N: usize>(
@@ -177,7 +185,6 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
-    use crate::kv::KvLayer;
 
     /// All halves and what lies between two of them.
     fn around_halves() -> impl Iterator<Item = f32> {
@@ -226,7 +233,7 @@ mod tests {
         for dtype in KvType::ALL {
             let mut layer = KvLayer::new(KvShape { pages: 1, kv_heads: 1, head_dim: dim, dtype });
             let place = 2 * BLOCK + 5;
-            store_kv(&mut layer.parts_mut(&[0]).parts[0], place, &k, &v);
+            store_kv(&mut layer.part_mut(place, 0), place, &k, &v);
             let part = layer.part(0, 0);
             if dtype == KvType::Int8 {
                 let quads = part.keys().as_chunks::<4>().0;

@@ -9,9 +9,10 @@ mod rope;
 
 use std::sync::Arc;
 
-use bitnet_kernels::backend::{Backend, Gated, Norm};
+use bitnet_kernels::backend::{Backend, Gated, Norm, Projection};
 use bitnet_kernels::head::HeadRecord;
 use bitnet_kernels::logits::Logits;
+use bitnet_kernels::profile::{Phase, PhaseTime};
 use bitnet_kernels::scalar::elementwise::Activation;
 use bitnet_kernels::scalar::rope::RopeTable;
 
@@ -50,8 +51,6 @@ struct Layer<B: Backend> {
 pub struct Scratch<B: Backend> {
     hidden: B::Activations,
     q: B::Activations,
-    k: B::Activations,
-    v: B::Activations,
     attention: B::Activations,
     gated: B::Activations,
     rope: RopeTable,
@@ -94,8 +93,6 @@ impl<B: Backend> Model<B> {
         Scratch {
             hidden: new(),
             q: new(),
-            k: new(),
-            v: new(),
             attention: new(),
             gated: new(),
             rope: RopeTable::default(),
@@ -133,6 +130,10 @@ impl<B: Backend> Model<B> {
         &scratch.logits
     }
 
+    fn phase(&self, phase: Phase) -> PhaseTime<'_> {
+        self.backend.profile().phase(phase)
+    }
+
     fn compute(
         &self,
         batch: &Batch,
@@ -141,12 +142,15 @@ impl<B: Backend> Model<B> {
         observe: &mut dyn FnMut(Point, &B::Activations),
     ) {
         scratch.rope.fill(&self.inverse_frequencies, &batch.positions);
+        let phase = self.phase(Phase::Embedding);
         self.backend.embed(&self.embed_tokens, &batch.ids, &mut scratch.hidden);
+        drop(phase);
         for (index, (layer, kv)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
             observe(Point::Hidden(index), &scratch.hidden);
             self.attention(layer, batch, kv, scratch);
             observe(Point::Attention(index), &scratch.attention);
             let s = &mut *scratch;
+            let phase = self.phase(Phase::Output);
             self.backend.project_add(
                 &mut s.operations,
                 &s.attention,
@@ -154,9 +158,11 @@ impl<B: Backend> Model<B> {
                 &layer.o_proj,
                 &mut s.hidden,
             );
+            drop(phase);
             observe(Point::PostAttention(index), &s.hidden);
             self.feed_forward(layer, s);
             observe(Point::Gated(index), &s.gated);
+            let _phase = self.phase(Phase::Down);
             self.backend.project_add(
                 &mut s.operations,
                 &s.gated,
@@ -166,6 +172,7 @@ impl<B: Backend> Model<B> {
             );
         }
         observe(Point::Hidden(self.layers.len()), &scratch.hidden);
+        let _phase = self.phase(Phase::Head);
         self.backend.logits(
             &mut scratch.operations,
             &scratch.hidden,
@@ -177,10 +184,14 @@ impl<B: Backend> Model<B> {
     }
 
     fn attention(&self, layer: &Layer<B>, batch: &Batch, kv: &mut B::KvLayer, s: &mut Scratch<B>) {
-        let parts =
-            [(&layer.q_proj, &mut s.q), (&layer.k_proj, &mut s.k), (&layer.v_proj, &mut s.v)];
-        self.backend.project(&mut s.operations, &s.hidden, &layer.input_layernorm, parts);
-        self.backend.rotate_and_store(&s.rope, &batch.slots, &mut s.q, &mut s.k, &s.v, kv);
+        let phase = self.phase(Phase::Project);
+        let (rope, slots) = (&s.rope, &*batch.slots);
+        let projection =
+            Projection { q: &layer.q_proj, k: &layer.k_proj, v: &layer.v_proj, rope, slots };
+        let norm = &layer.input_layernorm;
+        self.backend.project(&mut s.operations, &s.hidden, norm, projection, &mut s.q, kv);
+        drop(phase);
+        let _phase = self.phase(Phase::Attention);
         self.backend.attention(&mut s.operations, &s.q, kv, &batch.spans, &mut s.attention);
     }
 
@@ -190,6 +201,7 @@ impl<B: Backend> Model<B> {
             crate::config::HiddenAct::Silu => Activation::Silu,
         };
         let weights = Gated { gate: &layer.gate_proj, up: &layer.up_proj, activation };
+        let _phase = self.phase(Phase::Gated);
         self.backend.gated(
             &mut s.operations,
             &s.hidden,

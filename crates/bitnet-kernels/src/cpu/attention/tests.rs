@@ -7,6 +7,7 @@ use crate::backend::Backend;
 use crate::cpu::pool::ThreadPool;
 use crate::kv::KvShape;
 use crate::scalar::attention::{QUERY_MAX, WEIGHT_MAX};
+use crate::scalar::kv::store_row;
 
 /// A sequence in pages that lie in no order, with the numbers that belong to it.
 struct Sequence {
@@ -63,11 +64,11 @@ impl Sequence {
             let slot =
                 |position: usize| pages[position / PAGE] * PAGE as u32 + (position % PAGE) as u32;
             let slots: Vec<u32> = (start..end).map(slot).collect();
-            let mut rope = RopeTable::default();
-            rope.fill(&vec![0.0; self.shape.head_dim / 2], &slots);
-            let mut q = rows(&self.q, self.each * self.width());
-            let (mut k, v) = (rows(&self.k, self.width()), rows(&self.v, self.width()));
-            backend.rotate_and_store(&rope, &slots, &mut q, &mut k, &v, &mut kv);
+            let q = rows(&self.q, self.each * self.width());
+            let (k, v) = (rows(&self.k, self.width()), rows(&self.v, self.width()));
+            for (row, &slot) in slots.iter().enumerate() {
+                store_row(&mut kv, slot as usize, k.row(row), v.row(row));
+            }
             let spans = [Span { rows: 0..end - start, start, pages: pages.clone() }];
             backend.attention(&mut scratch, &q, &kv, &spans, &mut out);
             all.extend_from_slice(&out.data);
@@ -262,15 +263,10 @@ fn a_batch_of_many_sequences_is_each_of_them_alone() {
                 let pages: Vec<u32> =
                     (first_page..first_page + len.div_ceil(PAGE) as u32).collect();
                 first_page += pages.len() as u32;
-                let slots: Vec<u32> =
-                    (0..len).map(|i| pages[i / PAGE] * PAGE as u32 + (i % PAGE) as u32).collect();
-                let mut rope = RopeTable::default();
-                rope.fill(&[0.0; 32], &slots);
-                let matrix = |x: &[f32], cols| Matrix { cols, data: x.to_vec() };
-                let mut k = matrix(&own.k, own.width());
-                let v = matrix(&own.v, own.width());
-                let mut unused = matrix(&own.q, each * own.width());
-                backend.rotate_and_store(&rope, &slots, &mut unused, &mut k, &v, &mut kv);
+                let rows = own.k.chunks(own.width()).zip(own.v.chunks(own.width()));
+                for (i, (k, v)) in rows.enumerate() {
+                    store_row(&mut kv, pages[i / PAGE] as usize * PAGE + i % PAGE, k, v);
+                }
                 // All but the last sequence bring their last token only.
                 let tokens = if len == 2 { 2 } else { 1 };
                 let width = each * own.width();

@@ -24,12 +24,6 @@ pub unsafe trait Split: Sync {
     unsafe fn part(&self, index: usize) -> Self::Part;
 }
 
-/// All parts, for those who hand them out in another way.
-pub fn each<S: Split>(parts: S) -> impl Iterator<Item = S::Part> {
-    // SAFETY: each index occurs once, and is in bounds; `parts` is used up, so nobody else asks for a part.
-    (0..parts.parts()).map(move |index| unsafe { parts.part(index) })
-}
-
 // SAFETY: a number can be used by anyone.
 unsafe impl Split for Range<usize> {
     type Part = usize;
@@ -117,19 +111,20 @@ unsafe impl<A: Split, B: Split> Split for (A, B) {
     }
 }
 
-/// The parts of one thing, then those of another.
-pub struct Chain<A, B>(pub A, pub B);
+/// The parts of two things, those of the second evenly among those of the first.
+pub struct Interleave<A, B>(pub A, pub B);
 
-/// A part of a [`Chain`].
+/// A part of an [`Interleave`].
 pub enum Either<A, B> {
-    /// Of its first half.
+    /// Of the first thing.
     First(A),
-    /// Of its second half.
+    /// Of the second.
     Second(B),
 }
 
-// SAFETY: an index is given out once, so it is within its half.
-unsafe impl<A: Split, B: Split> Split for Chain<A, B> {
+// SAFETY: indices up to one hold as many parts of the second thing as `before` says, and as many of the first as remain; both
+// counts grow with the index, one at a time, so every part is given out once.
+unsafe impl<A: Split, B: Split> Split for Interleave<A, B> {
     type Part = Either<A::Part, B::Part>;
 
     fn parts(&self) -> usize {
@@ -137,45 +132,106 @@ unsafe impl<A: Split, B: Split> Split for Chain<A, B> {
     }
 
     unsafe fn part(&self, index: usize) -> Self::Part {
-        let first = self.0.parts();
-        // SAFETY: as promised by the caller.
+        let before = |index: usize| index * self.1.parts() / self.parts();
+        let second = before(index);
+        // SAFETY: as said above.
         unsafe {
-            match index < first {
-                true => Either::First(self.0.part(index)),
-                false => Either::Second(self.1.part(index - first)),
+            match before(index + 1) > second {
+                true => Either::Second(self.1.part(second)),
+                false => Either::First(self.0.part(index - second)),
             }
         }
     }
 }
 
+/// The parts of one thing, the last one first.
+pub struct Reversed<S>(pub S);
+
+// SAFETY: an index is given out once, so its counterpart from the other end is.
+unsafe impl<S: Split> Split for Reversed<S> {
+    type Part = S::Part;
+
+    fn parts(&self) -> usize {
+        self.0.parts()
+    }
+
+    unsafe fn part(&self, index: usize) -> S::Part {
+        // SAFETY: as promised by the caller.
+        unsafe { self.0.part(self.0.parts() - 1 - index) }
+    }
+}
+
+/// Some ranges of a slice; see [`ranges`].
+pub struct Ranges<'a, T> {
+    first: *mut T,
+    ranges: &'a [Range<usize>],
+    _slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: all that is done with a shared reference is handing out disjoint pieces, and `T: Send` lets them move.
+unsafe impl<T: Send> Sync for Ranges<'_, T> {}
+
+/// Cuts ranges out of a slice.
+///
+/// # Panics
+/// If they do not follow each other within the slice.
+pub fn ranges<'a, T>(slice: &'a mut [T], ranges: &'a [Range<usize>]) -> Ranges<'a, T> {
+    assert_order(ranges, slice.len());
+    Ranges { first: slice.as_mut_ptr(), ranges, _slice: PhantomData }
+}
+
+fn assert_order(ranges: &[Range<usize>], len: usize) {
+    let mut last = 0;
+    for range in ranges {
+        assert!(last <= range.start && range.start <= range.end && range.end <= len);
+        last = range.end;
+    }
+}
+
+// SAFETY: `ranges` has seen that they do not overlap.
+unsafe impl<'a, T: Send> Split for Ranges<'a, T> {
+    type Part = &'a mut [T];
+
+    fn parts(&self) -> usize {
+        self.ranges.len()
+    }
+
+    unsafe fn part(&self, index: usize) -> &'a mut [T] {
+        let range = &self.ranges[index];
+        // SAFETY: `ranges` has seen that it lies within the slice, which stays borrowed for 'a; nobody else has this part.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(range.start), range.len()) }
+    }
+}
+
 /// Some columns of a row-major matrix, writable while other threads write other columns.
-pub struct Stripe<'a> {
-    first: *mut f32,
+pub struct Stripe<'a, T = f32> {
+    first: *mut T,
     width: usize,
     rows: usize,
     columns: Range<usize>,
-    _matrix: PhantomData<&'a mut [f32]>,
+    _matrix: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a stripe is an exclusive borrow of its columns: `Stripes` makes them disjoint.
-unsafe impl Send for Stripe<'_> {}
+// SAFETY: a stripe is an exclusive borrow of its columns in its rows: `Stripes` and `Cells` make them disjoint.
+unsafe impl<T: Send> Send for Stripe<'_, T> {}
 
-impl Stripe<'_> {
+impl<T> Stripe<'_, T> {
     /// Which columns of the matrix these are.
     pub fn columns(&self) -> Range<usize> {
         self.columns.clone()
     }
 
-    /// Rows of the matrix.
+    /// Rows of the matrix, or of the cell.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
     /// This stripe's part of one row.
-    pub fn row(&mut self, row: usize) -> &mut [f32] {
+    pub fn row(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows);
-        // SAFETY: `stripes` checked that the matrix has `rows × width` elements and that `columns` end at `width` at most, so
-        // the range lies within it; no other stripe has these columns, and `&mut self` excludes a second slice from this one.
+        // SAFETY: whoever made this saw that from `first` on there are `rows × width` elements and that `columns` end at
+        // `width` at most, so the range lies within them; no other stripe has these columns of these rows, and `&mut self`
+        // excludes a second slice from this one.
         unsafe {
             std::slice::from_raw_parts_mut(
                 self.first.add(row * self.width + self.columns.start),
@@ -186,44 +242,44 @@ impl Stripe<'_> {
 }
 
 /// A matrix in stripes; see [`stripes`].
-pub struct Stripes<'a> {
-    first: *mut f32,
+pub struct Stripes<'a, T = f32> {
+    first: *mut T,
     width: usize,
     rows: usize,
     columns: usize,
-    _matrix: PhantomData<&'a mut [f32]>,
+    _matrix: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: all that is done with a shared reference is handing out disjoint stripes.
-unsafe impl Sync for Stripes<'_> {}
+// SAFETY: all that is done with a shared reference is handing out disjoint stripes, and `T: Send` lets them move.
+unsafe impl<T: Send> Sync for Stripes<'_, T> {}
 
 /// Cuts a row-major matrix `[rows, width]` into stripes of `columns` columns; the last may be narrower.
 ///
 /// # Panics
 /// If `matrix` is not a whole number of rows or `columns` is 0.
-pub fn stripes(matrix: &mut [f32], width: usize, columns: usize) -> Stripes<'_> {
+pub fn stripes<T>(matrix: &mut [T], width: usize, columns: usize) -> Stripes<'_, T> {
     assert!(width > 0 && columns > 0 && matrix.len().is_multiple_of(width));
     let (first, rows) = (matrix.as_mut_ptr(), matrix.len() / width);
     Stripes { first, width, rows, columns, _matrix: PhantomData }
 }
 
-impl<'a> Stripes<'a> {
+impl<'a, T: Send> Stripes<'a, T> {
     /// One after the other.
-    pub fn all(self) -> impl Iterator<Item = Stripe<'a>> {
+    pub fn all(self) -> impl Iterator<Item = Stripe<'a, T>> {
         // SAFETY: every index is in bounds and occurs once.
         (0..self.parts()).map(move |index| unsafe { self.part(index) })
     }
 }
 
 // SAFETY: stripes of different numbers have no column in common.
-unsafe impl<'a> Split for Stripes<'a> {
-    type Part = Stripe<'a>;
+unsafe impl<'a, T: Send> Split for Stripes<'a, T> {
+    type Part = Stripe<'a, T>;
 
     fn parts(&self) -> usize {
         self.width.div_ceil(self.columns)
     }
 
-    unsafe fn part(&self, index: usize) -> Stripe<'a> {
+    unsafe fn part(&self, index: usize) -> Stripe<'a, T> {
         let start = index * self.columns;
         let columns = start..self.width.min(start + self.columns);
         Stripe {
@@ -232,6 +288,47 @@ unsafe impl<'a> Split for Stripes<'a> {
             rows: self.rows,
             columns,
             _matrix: PhantomData,
+        }
+    }
+}
+
+/// A matrix cut both ways; see [`cells`].
+pub struct Cells<'a> {
+    stripes: Stripes<'a>,
+    rows: &'a [Range<usize>],
+}
+
+/// Cuts ranges of rows out of a matrix `[rows, width]`, and each into stripes of `columns` columns: first those of the first range.
+///
+/// # Panics
+/// As [`stripes`], and if the ranges do not follow each other within the matrix.
+pub fn cells<'a>(
+    matrix: &'a mut [f32],
+    width: usize,
+    rows: &'a [Range<usize>],
+    columns: usize,
+) -> Cells<'a> {
+    let stripes = stripes(matrix, width, columns);
+    assert_order(rows, stripes.rows);
+    Cells { stripes, rows }
+}
+
+// SAFETY: cells of different numbers have no column or no row in common, as `cells` has seen.
+unsafe impl<'a> Split for Cells<'a> {
+    type Part = Stripe<'a>;
+
+    fn parts(&self) -> usize {
+        self.rows.len() * self.stripes.parts()
+    }
+
+    unsafe fn part(&self, index: usize) -> Stripe<'a> {
+        let (rows, stripe) = (index / self.stripes.parts(), index % self.stripes.parts());
+        let rows = &self.rows[rows];
+        // SAFETY: the index is in bounds, and of this stripe nothing but these rows is handed out; they lie within the matrix.
+        unsafe {
+            let whole = self.stripes.part(stripe);
+            let first = whole.first.add(rows.start * whole.width);
+            Stripe { first, rows: rows.len(), ..whole }
         }
     }
 }

@@ -101,14 +101,51 @@ fn stripes_cover_a_matrix_without_overlap() {
 }
 
 #[test]
-fn chunks_cover_a_slice_and_a_chain_is_one_after_the_other() {
+fn two_things_are_interleaved_evenly() {
     let pool = ThreadPool::new(2).unwrap();
-    let (mut short, mut long) = ([0; 3], [0; 7]);
-    pool.for_each(Chain(items(&mut short), chunks(&mut long, 3)), |index, part| match part {
+    let (mut first, mut second) = ([0; 5], [0; 7]);
+    let both = Interleave(items(&mut first), chunks(&mut second, 3));
+    pool.for_each(both, |index, part| match part {
         Either::First(item) => *item = index,
         Either::Second(chunk) => chunk.fill(index),
     });
-    assert_eq!((short, long), ([0, 1, 2], [3, 3, 3, 4, 4, 4, 5]));
+    assert_eq!((first, second), ([0, 1, 3, 4, 6], [2, 2, 2, 5, 5, 5, 7]));
+    for (a, b) in [(0, 0), (0, 3), (3, 0), (1, 9), (9, 1), (4, 4)] {
+        let (mut first, mut second) = (vec![0; a], vec![0; b]);
+        pool.for_each(Interleave(items(&mut first), items(&mut second)), |_, part| match part {
+            Either::First(x) | Either::Second(x) => *x += 1,
+        });
+        assert_eq!([first, second].concat(), vec![1; a + b]);
+    }
+}
+
+#[test]
+fn ranges_and_cells_are_what_was_asked_for_and_no_more() {
+    let pool = ThreadPool::new(3).unwrap();
+    let mut slice = [0; 10];
+    pool.for_each(Reversed(ranges(&mut slice, &[0..2, 3..3, 3..7])), |index, part| {
+        part.fill(1 + index)
+    });
+    assert_eq!(slice, [3, 3, 0, 1, 1, 1, 1, 0, 0, 0]);
+    let mut matrix = [0.0; 4 * 5];
+    pool.for_each(cells(&mut matrix, 5, &[0..1, 2..4], 3), |index, mut cell| {
+        assert_eq!(
+            (cell.rows(), cell.columns()),
+            ([1, 2][index / 2], [0..3, 3..5][index % 2].clone())
+        );
+        (0..cell.rows())
+            .for_each(|row| cell.row(row).iter_mut().for_each(|x| *x += 1.0 + index as f32));
+    });
+    let rows = [[1.0, 1.0, 1.0, 2.0, 2.0], [0.0; 5], [3.0, 3.0, 3.0, 4.0, 4.0]];
+    assert_eq!(matrix.as_chunks::<5>().0, [rows[0], rows[1], rows[2], rows[2]]);
+}
+
+#[test]
+fn ranges_that_overlap_or_leave_the_slice_are_refused() {
+    for wrong in [[0..3, 2..4], [3..4, 0..1], [0..1, 4..6]] {
+        let refused = std::panic::catch_unwind(|| ranges(&mut [0; 5], &wrong).parts());
+        assert!(refused.is_err(), "{wrong:?}");
+    }
 }
 
 #[test]

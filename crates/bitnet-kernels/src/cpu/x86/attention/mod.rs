@@ -7,6 +7,7 @@
 #[macro_use]
 mod loops;
 
+mod halves;
 mod v128;
 mod v256;
 mod v512;
@@ -15,6 +16,7 @@ use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 
 use crate::cpu::isa::Isa;
 use crate::scalar::attention::{self as portable, Dots, Form, Quad, Row, TOGETHER, Weights};
+pub use halves::{read_keys, read_values};
 
 mod sse {
     use super::v128::*;
