@@ -78,9 +78,7 @@ struct WorkerScratch {
     row: Vec<f32>,
     attention: attention::Scratch,
     input: OwnInput,
-    screened: Vec<i32>,
-    gathered: Option<head::packed::Int8Head>,
-    turning: crate::scalar::screen::Turning,
+    two_stage: head::two_stage::WorkerScratch,
 }
 
 /// Floats `[rows, cols]`.

@@ -18,7 +18,7 @@ use crate::activation::QuantizedRows;
 use crate::cpu::isa::Isa;
 use crate::cpu::packed::PANEL_ROWS;
 use crate::cpu::pool::{Stripe, ThreadPool, chunks, items, stripes};
-use crate::cpu::{CpuBackend, WorkerScratch};
+use crate::cpu::{self, CpuBackend};
 use crate::dense::DenseMatrix;
 use crate::head::{HeadRecord, InvalidHead};
 use crate::logits::{LogitRow, Logits, Wanted};
@@ -144,6 +144,14 @@ impl Packing<'_> {
     }
 }
 
+/// Working memory of one thread.
+#[derive(Default)]
+pub(in crate::cpu) struct WorkerScratch {
+    turning: Turning,
+    sums: Vec<i32>,
+    gathered: Option<Int8Head>,
+}
+
 /// Working memory of searches.
 #[derive(Default)]
 pub(in crate::cpu) struct Scratch {
@@ -182,7 +190,7 @@ impl CpuBackend {
         x: &SplitRows,
         rows: &[(usize, Wanted)],
         scratch: &mut Scratch,
-        workers: &mut [WorkerScratch],
+        workers: &mut [cpu::WorkerScratch],
         out: &mut Logits,
     ) {
         self.turn(head, x, rows, scratch, workers);
@@ -207,7 +215,7 @@ impl CpuBackend {
         x: &SplitRows,
         rows: &[(usize, Wanted)],
         scratch: &mut Scratch,
-        workers: &mut [WorkerScratch],
+        workers: &mut [cpu::WorkerScratch],
     ) {
         let Scratch { tokens, screened, token_bounds, .. } = scratch;
         let trusted = head.record.misses.load(Ordering::Relaxed) == 0;
@@ -222,7 +230,8 @@ impl CpuBackend {
         self.pool.for_each_with(workers, parts, |worker, i, (q, bounds)| {
             let halves = x.halves(tokens[i]).map(|half| half.as_flattened().as_flattened());
             let scale = x.split(tokens[i]).scale;
-            *bounds = self.isa.screen_token(rotation, halves, scale, &mut worker.turning, q);
+            *bounds =
+                self.isa.screen_token(rotation, halves, scale, &mut worker.two_stage.turning, q);
         });
         let mut kept = 0;
         for i in 0..tokens.len() {
@@ -239,7 +248,12 @@ impl CpuBackend {
     }
 
     /// Upper bounds of all rows for the tokens that are searched for.
-    fn screen(&self, head: &TwoStageHead, scratch: &mut Scratch, workers: &mut [WorkerScratch]) {
+    fn screen(
+        &self,
+        head: &TwoStageHead,
+        scratch: &mut Scratch,
+        workers: &mut [cpu::WorkerScratch],
+    ) {
         let Scratch { tokens, screened, token_bounds, bounds, greatest, .. } = scratch;
         if tokens.is_empty() {
             return;
@@ -255,7 +269,7 @@ impl CpuBackend {
                 isa,
                 panels,
                 screened,
-                &mut worker.screened,
+                &mut worker.two_stage.sums,
                 |token, sums, factors| {
                     let by = &token_bounds[token];
                     isa.upper_bounds(sums, factors, by, bounds.row(token), greatest.row(token));
@@ -271,7 +285,7 @@ impl CpuBackend {
         x: &SplitRows,
         rows: &[(usize, Wanted)],
         scratch: &mut Scratch,
-        workers: &mut [WorkerScratch],
+        workers: &mut [cpu::WorkerScratch],
     ) {
         let Scratch { tokens, searches, bounds, greatest, batch, .. } = scratch;
         if tokens.is_empty() {
@@ -307,13 +321,13 @@ impl CpuBackend {
         head: &TwoStageHead,
         x: &SplitRows,
         batch: &mut ExactBatch,
-        workers: &mut [WorkerScratch],
+        workers: &mut [cpu::WorkerScratch],
     ) {
         let ExactBatch { tokens, ids, logits, .. } = batch;
         logits.resize(ids.len() * PANEL_ROWS, 0.0);
         let parts = chunks(logits, PANEL_ROWS);
         self.pool.for_each_with(workers, parts, |worker, group, logits| {
-            let gathered = gathered(&mut worker.gathered, head);
+            let gathered = gathered(&mut worker.two_stage.gathered, head);
             let next = *ids.get(group + 1).unwrap_or(&ids[group]);
             head.rows.gather(&ids[group..=group], next, gathered);
             let tokens = tokens[group]..tokens[group] + 1;
@@ -327,13 +341,13 @@ impl CpuBackend {
         &self,
         head: &TwoStageHead,
         x: &SplitRows,
-        workers: &mut [WorkerScratch],
+        workers: &mut [cpu::WorkerScratch],
         out: &mut [f32],
     ) {
         let parts = stripes(out, head.rows(), GATHERED_PANELS * PANEL_ROWS);
         self.pool.for_each_with(workers, parts, |worker, _, mut stripe| {
             let columns = stripe.columns();
-            let gathered = gathered(&mut worker.gathered, head);
+            let gathered = gathered(&mut worker.two_stage.gathered, head);
             let last = head.rows() - 1;
             let ids = |panel: usize| {
                 std::array::from_fn(|r| (columns.start + panel * PANEL_ROWS + r).min(last) as u32)
