@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use bitnet::{
     Device, DraftStrategy, Error, GenerationConfig, HeadType, HiddenAct, I2sLayout, KvType,
-    ModelConfig, PackedLayout, Packing, SamplingStrategy,
+    LoadingStrategy, ModelConfig, PackedLayout, Packing, SamplingStrategy,
 };
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 
+use crate::cache::CacheArgs;
 use crate::cmd::Command;
 use crate::console::ConsoleArgs;
 use crate::threads::PlacementArgs;
@@ -47,7 +48,8 @@ pub struct ModelArgs {
     #[arg(long, value_name = "TYPE", default_value = "f16", help_heading = MODEL)]
     #[arg(value_parser = kv_types())]
     kv_dtype: KvType,
-    /// How the output head is held: int8, or file (as the model file has it: slower, the reference)
+    /// How the output head is held: int8, two-stage (the same logits, found by reading two bits a weight; needs a
+    /// quarter more memory), or file (as the model file has it: slower, the reference)
     #[arg(long, value_name = "FORM", default_value = "int8", help_heading = MODEL)]
     head: HeadType,
     /// SIMD level to use instead of the best one; `info` lists them
@@ -62,6 +64,19 @@ pub struct ModelArgs {
     /// Read files instead of mapping them into memory
     #[arg(long, help_heading = MODEL)]
     no_mmap: bool,
+    /// Where weights are while the model runs: mmap, in mapped files that processes share; preload, in memory of its own; lazy,
+    /// in mapped files with a few layers in memory at a time
+    #[arg(long, value_name = "STRATEGY", default_value = "mmap", help_heading = MODEL)]
+    load: LoadArg,
+    /// Layers in memory at a time with --load lazy
+    #[arg(long, value_name = "N", default_value_t = 8, allow_hyphen_values = true, help_heading = MODEL)]
+    #[arg(value_parser = numbers::whole(1..=usize::MAX))]
+    max_layers_in_memory: usize,
+    /// Keep weights and caches from being paged out; a warning where the system does not allow it
+    #[arg(long, help_heading = MODEL)]
+    mlock: bool,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Byte order of I2_S tensors; `block64` for files quantized on ARM by bitnet.cpp of 2025
     #[arg(long, value_name = "LAYOUT", default_value = "block128", help_heading = MODEL)]
     i2s_layout: I2sArg,
@@ -102,6 +117,14 @@ impl ModelArgs {
                 PackingArg::FiveTrits => Some(Packing::FiveTrits),
             },
             use_mmap: !self.no_mmap,
+            loading_strategy: match self.load {
+                LoadArg::Mmap => LoadingStrategy::MemoryMap,
+                LoadArg::Lazy => LoadingStrategy::Lazy,
+                LoadArg::Preload => LoadingStrategy::Preload,
+            },
+            max_layers_in_memory: self.max_layers_in_memory,
+            lock_memory: self.mlock,
+            packed_cache: self.cache.config(),
             max_seq_len: self.ctx_size.map_or(0, |tokens| tokens as usize),
             kv_dtype: self.kv_dtype,
             head: self.head,
@@ -173,6 +196,13 @@ enum PackingArg {
     TwoBits,
     #[value(name = "1.6bit")]
     FiveTrits,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LoadArg {
+    Mmap,
+    Lazy,
+    Preload,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
-use bitnet::{BitNetModel, ModelBuilder, SimdLevel};
+use bitnet::{BitNetModel, CacheUse, MemoryLock, ModelBuilder, SimdLevel};
 use bitnet_kernels::cpu::topology::Topology;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -13,6 +13,7 @@ use crate::cmd::info::features;
 use crate::console::Console;
 #[cfg(not(all(feature = "demo-model", feature = "hub")))]
 use crate::failure::Failure;
+use crate::report;
 use crate::threads::{self, Threads};
 
 /// A model that is ready, and the threads it computes with.
@@ -35,6 +36,13 @@ pub fn load(args: &ModelArgs, console: &Console) -> Result<Loaded> {
     let threads = chosen.threads;
     let builder = builder(args.model.as_ref(), console)?.with_config(config);
     let model = with_bar(builder, console)?;
+    if let CacheUse::Written { path, bytes } = &model.info().packed_cache {
+        let (bytes, path) = (report::bytes(*bytes), path.display());
+        console.note(&format!("packed weights are kept for the next start: {bytes} in {path}"));
+    }
+    if let MemoryLock::Refused(refused) = &model.info().memory_lock {
+        console.warn(&format!("{refused}; {}", refused.help()));
+    }
     log(&model, &threads);
     Ok(Loaded { model, threads, machine: topology.model_name })
 }
@@ -46,6 +54,7 @@ fn log(model: &BitNetModel, threads: &Threads) {
         Some(level) if level.vector_bits() > 0 => format!("{}-bit vectors", level.vector_bits()),
         _ => "portable code".to_owned(),
     };
+    tracing::debug!(packed_cache = ?info.packed_cache, "where packed weights come from");
     let features = features().join(" ");
     tracing::debug!(level = info.simd_level, kernel, features, "SIMD level in use");
     tracing::debug!(packing = %info.packing, "packing of ternary weights");

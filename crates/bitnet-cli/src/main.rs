@@ -1,6 +1,7 @@
 //! The command line of BitNet models: arguments and environment in; text on stdout, everything else on stderr.
 
 mod args;
+mod cache;
 mod cmd;
 mod console;
 mod failure;

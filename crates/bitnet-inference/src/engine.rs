@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use async_channel::Sender;
 use bitnet_kernels::backend::Backend;
+use bitnet_kernels::logits::{LogitRow, Logits};
 use bitnet_kernels::profile::Phase;
 use bitnet_model::batch::Batch;
 use bitnet_model::decoder::{Model, Scratch};
@@ -134,7 +135,7 @@ impl<B: Backend> Engine<B> {
         let logits = model.forward(&step.batch, kv, scratch);
         scheduler.observe(&step.plan, begin.elapsed());
         let phase = profile.phase(Phase::Sampling);
-        step.draw(logits, model.config().vocab_size, scheduler, clients);
+        step.draw(logits, scheduler, clients);
         drop(phase);
         self.deliver();
         let Step { plan, batch, .. } = &self.step;
@@ -208,24 +209,23 @@ impl Step {
     /// Draws tokens from each entry's rows of logits, or sends the rows on.
     fn draw(
         &mut self,
-        mut logits: &[f32],
-        vocab_size: usize,
+        logits: &Logits,
         scheduler: &mut Scheduler,
         clients: &HashMap<SeqId, Client>,
     ) {
         self.drawn.clear();
+        let mut rows = (0..logits.len()).map(|row| logits.row(row));
         for entry in &self.plan.entries {
-            let (rows, rest) = logits.split_at(entry.outputs.len() * vocab_size);
-            logits = rest;
+            let rows = rows.by_ref().take(entry.outputs.len());
             let sequence = scheduler.running_mut(entry.id).expect("plans name running sequences");
             let tokens = sequence.tokens.len();
             let drawn = match &sequence.task {
-                _ if rows.is_empty() => Ok(0),
+                _ if entry.outputs.is_empty() => Ok(0),
                 Task::Generate { .. } => scheduler.draw(entry, rows),
                 Task::Rows { .. } => {
                     let client = clients.get(&entry.id).expect("every sequence has a client");
                     let next = &sequence.tokens[entry.outputs.start + 1..];
-                    send_rows(client, rows, vocab_size, next).map(|()| 0)
+                    send_rows(client, rows, next).map(|()| 0)
                 }
             };
             if let Err(source) = drawn {
@@ -237,27 +237,23 @@ impl Step {
 }
 
 /// Sends rows of logits, or how well each foresaw the token that is `next`.
-fn send_rows(
+fn send_rows<'a>(
     client: &Client,
-    rows: &[f32],
-    vocab_size: usize,
+    rows: impl Iterator<Item = LogitRow<'a>>,
     next: &[u32],
 ) -> Result<(), SampleError> {
+    let rows = rows.map(LogitRow::logits); // all of them, since such sequences want all
     let rows = match client.score {
-        true => score(rows, vocab_size, next)?,
-        false => rows.to_vec(),
+        true => score(rows, next)?,
+        false => rows.flatten().copied().collect(),
     };
     let _ = client.events.try_send(Event::Rows(rows));
     Ok(())
 }
 
 /// `-ln p(next[i])` by each row of logits.
-fn score(logits: &[f32], vocab_size: usize, next: &[u32]) -> Result<Vec<f32>, SampleError> {
-    logits
-        .chunks_exact(vocab_size)
-        .zip(next)
-        .map(|(row, &id)| negative_log_likelihood(row, id))
-        .collect()
+fn score<'a>(rows: impl Iterator<Item = &'a [f32]>, next: &[u32]) -> Result<Vec<f32>, SampleError> {
+    rows.zip(next).map(|(row, &id)| negative_log_likelihood(row, id)).collect()
 }
 
 fn negative_log_likelihood(logits: &[f32], id: u32) -> Result<f32, SampleError> {
@@ -276,13 +272,14 @@ mod tests {
 
     #[test]
     fn a_score_is_the_negative_logarithm_of_the_softmax() {
-        let scores = score(&[0.0, 0.0, 2f32.ln(), 1000.0, 0.0, 0.0], 3, &[2, 0]).unwrap();
+        let rows = [[0.0, 0.0, 2f32.ln()], [1000.0, 0.0, 0.0]];
+        let scores = score(rows.iter().map(|row| &row[..]), &[2, 0]).unwrap();
         assert!((scores[0] - 2f32.ln()).abs() < 1e-6); // 2 / (1 + 1 + 2)
         assert_eq!(scores[1], 0.0);
     }
 
     #[test]
     fn a_row_that_is_no_number_has_no_score() {
-        assert!(score(&[0.0, f32::NAN], 2, &[0]).is_err());
+        assert!(score([&[0.0, f32::NAN][..]].into_iter(), &[0]).is_err());
     }
 }

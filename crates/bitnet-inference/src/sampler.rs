@@ -1,14 +1,17 @@
 //! From logits to a token: penalties → temperature → top-k → top-p → min-p → draw.
 //!
-//! Pure over `&[f32]`. Candidates stay in the order of their ids, so a draw depends on the seed and the logits alone. Filters look
-//! for a limit by selection, halving what is left each time; nothing sorts the vocabulary. Top-p is from Holtzman et al. 2020
-//! (arXiv:1904.09751), min-p from Nguyen et al. 2024 (arXiv:2407.01082), the repetition penalty from Keskar et al. 2019
+//! Pure over [`LogitRow`]. A sampler says beforehand which logits can matter ([`Sampler::wanted`]), and draws the same from
+//! these as from all: candidates stay in the order of their ids, so a draw depends on the seed and their logits alone.
+//! Filters look for a limit by selection, halving what is left each time; nothing sorts the vocabulary. Top-p is from
+//! Holtzman et al. 2020 (arXiv:1904.09751), min-p from Nguyen et al. 2024 (arXiv:2407.01082), the repetition penalty from Keskar et al. 2019
 //! (arXiv:1909.05858).
 
 use std::cmp::Ordering;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use bitnet_kernels::logits::{LogitRow, Others, Wanted};
 
 use crate::request::SamplingParams;
 
@@ -38,11 +41,11 @@ pub struct Sampler {
     order: Vec<Candidate>,
 }
 
-/// A token with its logit, later its probability up to a common factor.
+/// A token, by its place in the row, with its logit, later its probability up to a common factor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Candidate {
     weight: f32,
-    id: u32,
+    place: u32,
 }
 
 impl Sampler {
@@ -52,33 +55,51 @@ impl Sampler {
         Self { params, rng, logits: Vec::new(), candidates: Vec::new(), order: Vec::new() }
     }
 
-    /// Draws the token after `prompt` and `answer` from its logits, `[vocab_size]`.
+    /// The logits that can matter to [`Self::draw`] after `tokens` and `draft`, the first `prompt_len` of which are the prompt.
+    pub fn wanted(&self, tokens: &[u32], draft: &[u32], prompt_len: usize) -> Wanted {
+        let params = &self.params;
+        let others = if params.temperature == 0.0 {
+            Others::Greatest(1)
+        } else if params.top_k > 0 {
+            Others::Greatest(params.top_k)
+        } else if params.top_p == 1.0 && params.min_p > 0.0 {
+            // A thousandth more, for what rounding may do to weights.
+            let distance = 1e-3 - f64::from(params.min_p).ln();
+            Others::Within(f64::from(params.temperature) * distance)
+        } else {
+            return Wanted::All; // top-p is a part of the probability of all
+        };
+        Wanted::Some { always: params.penalized(tokens, draft, prompt_len), others }
+    }
+
+    /// Draws the token after `tokens`, the first `prompt_len` of which are the prompt.
     pub fn draw(
         &mut self,
-        logits: &[f32],
+        row: LogitRow<'_>,
         tokens: &[u32],
         prompt_len: usize,
     ) -> Result<u32, SampleError> {
-        check(logits)?;
+        check(row)?;
         let mut penalized = std::mem::take(&mut self.logits);
         let logits = match self.params.has_penalties() {
-            false => logits,
+            false => row.logits(),
             true => {
                 penalized.clear();
-                penalized.extend_from_slice(logits);
-                penalize(&self.params, &mut penalized, tokens, prompt_len);
+                penalized.extend_from_slice(row.logits());
+                penalize(&self.params, row, &mut penalized, tokens, prompt_len);
                 &penalized
             }
         };
-        let token = match self.params.temperature == 0.0 {
+        let place = match self.params.temperature == 0.0 {
             true => greedy(logits),
             false => self.sample(logits),
         };
         self.logits = penalized;
-        token.ok_or(SampleError::Nothing)
+        place.map(|place| row.id(place)).ok_or(SampleError::Nothing)
     }
 
-    fn sample(&mut self, logits: &[f32]) -> Option<u32> {
+    /// The place of the token drawn.
+    fn sample(&mut self, logits: &[f32]) -> Option<usize> {
         let Self { params, rng, candidates, order, .. } = self;
         let max = max(logits);
         if max == f32::NEG_INFINITY {
@@ -88,7 +109,8 @@ impl Sampler {
             collect_top_k(candidates, logits, params.top_k);
         } else {
             candidates.clear();
-            candidates.extend(logits.iter().zip(0..).map(|(&weight, id)| Candidate { weight, id }));
+            let all = logits.iter().zip(0..);
+            candidates.extend(all.map(|(&weight, place)| Candidate { weight, place }));
         }
         // A token whose weight is zero in f32 has less than 1e-38 of the most likely one's probability.
         for candidate in &mut *candidates {
@@ -110,18 +132,34 @@ impl SamplingParams {
             || self.presence_penalty != 0.0
             || self.frequency_penalty != 0.0
     }
+
+    /// The tokens whose logits a penalty changes, in ascending order.
+    fn penalized(&self, tokens: &[u32], draft: &[u32], prompt_len: usize) -> Vec<u32> {
+        let len = tokens.len() + draft.len();
+        let mut since = len;
+        if self.repetition_penalty != 1.0 {
+            since = len.saturating_sub(self.repeat_last_n);
+        }
+        if self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 {
+            since = since.min(prompt_len);
+        }
+        let mut ids: Vec<u32> = tokens.iter().chain(draft).skip(since).copied().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
 }
 
 /// Logits that are looked at together: what the compiler turns into a few vectors.
 const CHUNK: usize = 64;
 
 /// Refuses NaN and plus infinity.
-fn check(logits: &[f32]) -> Result<(), SampleError> {
+fn check(row: LogitRow<'_>) -> Result<(), SampleError> {
     let bad = |x: f32| !x.is_finite() && x != f32::NEG_INFINITY;
-    for (first, chunk) in (0..).step_by(CHUNK).zip(logits.chunks(CHUNK)) {
+    for (first, chunk) in (0..).step_by(CHUNK).zip(row.logits().chunks(CHUNK)) {
         if chunk.iter().fold(false, |any, &x| any | bad(x)) {
             let at = chunk.iter().position(|&x| bad(x)).expect("the chunk has one");
-            return Err(SampleError::NotFinite { id: first + at as u32, value: chunk[at] });
+            return Err(SampleError::NotFinite { id: row.id(first + at), value: chunk[at] });
         }
     }
     Ok(())
@@ -140,16 +178,16 @@ fn max(logits: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
-/// The id of the largest logit, the lowest of equals.
-fn greedy(logits: &[f32]) -> Option<u32> {
+/// The place of the largest logit, the first of equals.
+fn greedy(logits: &[f32]) -> Option<usize> {
     let max = max(logits);
     (max > f32::NEG_INFINITY).then(|| {
         let at = logits.iter().position(|&x| x == max);
-        at.expect("the largest is one of them") as u32
+        at.expect("the largest is one of them")
     })
 }
 
-/// The `k` candidates with the largest logits, of equals those with the lowest ids, in the order of ids.
+/// The `k` candidates with the largest logits, of equals the first, in the order of their places.
 fn collect_top_k(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize) {
     candidates.clear();
     let mut floor = None; // the k-th largest so far, or less
@@ -159,7 +197,7 @@ fn collect_top_k(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize) {
             continue;
         }
         let chunk = chunk.iter().zip(first..).filter(|(x, _)| above(x));
-        candidates.extend(chunk.map(|(&weight, id)| Candidate { weight, id }));
+        candidates.extend(chunk.map(|(&weight, place)| Candidate { weight, place }));
         if candidates.len() >= 2 * k + CHUNK {
             floor = Some(keep_likeliest(candidates, k));
         }
@@ -167,7 +205,7 @@ fn collect_top_k(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize) {
     if candidates.len() > k {
         keep_likeliest(candidates, k);
     }
-    candidates.sort_unstable_by_key(|candidate| candidate.id);
+    candidates.sort_unstable_by_key(|candidate| candidate.place);
 }
 
 /// Keeps `k` of more candidates, in any order; returns the least weight of these.
@@ -178,11 +216,18 @@ fn keep_likeliest(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
     last
 }
 
-fn penalize(params: &SamplingParams, logits: &mut [f32], tokens: &[u32], prompt_len: usize) {
+/// Changes `logits`, a copy of `row`'s.
+fn penalize(
+    params: &SamplingParams,
+    row: LogitRow<'_>,
+    logits: &mut [f32],
+    tokens: &[u32],
+    prompt_len: usize,
+) {
     if params.repetition_penalty != 1.0 {
         let recent = &tokens[tokens.len().saturating_sub(params.repeat_last_n)..];
         for (id, _) in counts(recent) {
-            if let Some(logit) = logits.get_mut(id as usize) {
+            if let Some(logit) = row.place(id).map(|place| &mut logits[place]) {
                 let penalty = params.repetition_penalty;
                 *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
             }
@@ -190,7 +235,7 @@ fn penalize(params: &SamplingParams, logits: &mut [f32], tokens: &[u32], prompt_
     }
     if params.presence_penalty != 0.0 || params.frequency_penalty != 0.0 {
         for (id, count) in counts(&tokens[prompt_len.min(tokens.len())..]) {
-            if let Some(logit) = logits.get_mut(id as usize) {
+            if let Some(logit) = row.place(id).map(|place| &mut logits[place]) {
                 *logit -= params.presence_penalty + params.frequency_penalty * count as f32;
             }
         }
@@ -204,9 +249,9 @@ fn counts(tokens: &[u32]) -> Vec<(u32, usize)> {
     tokens.chunk_by(|a, b| a == b).map(|same| (same[0], same.len())).collect()
 }
 
-/// The likelier first, of equals the lower id.
+/// The likelier first, of equals the one that comes first in the row.
 fn by_weight(a: &Candidate, b: &Candidate) -> Ordering {
-    b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id))
+    b.weight.total_cmp(&a.weight).then(a.place.cmp(&b.place))
 }
 
 fn keep_up_to(candidates: &mut Vec<Candidate>, last: Candidate) {
@@ -236,13 +281,13 @@ fn keep_top_p(candidates: &mut Vec<Candidate>, order: &mut Vec<Candidate>, p: f3
     keep_up_to(candidates, last);
 }
 
-fn pick(candidates: &[Candidate], rng: &mut ChaCha8Rng) -> u32 {
+fn pick(candidates: &[Candidate], rng: &mut ChaCha8Rng) -> usize {
     let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
     let uniform = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64; // 53 random bits in [0, 1)
     let mut left = uniform * total;
     let mut picked = None;
     for candidate in candidates.iter().filter(|c| c.weight > 0.0) {
-        picked = Some(candidate.id);
+        picked = Some(candidate.place as usize);
         left -= f64::from(candidate.weight);
         if left < 0.0 {
             break;

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bitnet_kernels::kv::PAGE;
+use bitnet_kernels::logits::LogitRow;
 use bitnet_model::batch::{Batch, Outputs};
 
 use crate::block_pool::BlockPool;
@@ -218,7 +219,9 @@ impl Scheduler {
             let (row, start) = (batch.len(), sequence.computed);
             let ids = sequence.tokens[start..start + entry.count].iter().chain(&entry.draft);
             batch.push(ids, start, &sequence.pages, Outputs::None);
-            batch.outputs.extend(entry.outputs.clone().map(|index| row + index - start));
+            let outputs = entry.outputs.clone().enumerate();
+            let output = |(i, index)| (row + index - start, sequence.wanted_logits(entry, i));
+            batch.outputs.extend(outputs.map(output));
         }
     }
 
@@ -227,7 +230,11 @@ impl Scheduler {
     ///
     /// # Panics
     /// If the sequence does not run or generates nothing.
-    pub fn draw(&mut self, entry: &Entry, rows: &[f32]) -> Result<usize, SampleError> {
+    pub fn draw<'a>(
+        &mut self,
+        entry: &Entry,
+        rows: impl Iterator<Item = LogitRow<'a>>,
+    ) -> Result<usize, SampleError> {
         let limit = self.limits.max_seq_len;
         self.running_mut(entry.id).expect("plans name running sequences").draw(entry, rows, limit)
     }

@@ -1,6 +1,7 @@
 //! One request on its way: its tokens, its pages, how far it has come.
 
 use bitnet_kernels::kv::PAGE;
+use bitnet_kernels::logits::{LogitRow, Wanted};
 
 use crate::draft::Drafting;
 use crate::request::{DraftStrategy, Request, Work};
@@ -131,6 +132,17 @@ impl Sequence {
         }
     }
 
+    /// Which logits matter of the row that is output number `output` of its entry.
+    pub(crate) fn wanted_logits(&self, entry: &Entry, output: usize) -> Wanted {
+        match &self.task {
+            Task::Generate { sampler, .. } => {
+                // A row is drawn from only if the draft before it was right.
+                sampler.wanted(&self.tokens, &entry.draft[..output], self.prompt_len)
+            }
+            Task::Rows { .. } => Wanted::All,
+        }
+    }
+
     /// Tokens that a draft may have: a token more is drawn in any case.
     pub(crate) fn draftable(&self, max_seq_len: usize) -> usize {
         match self.task {
@@ -145,15 +157,14 @@ impl Sequence {
 
     /// Draws tokens, appends them and returns how many: one from the first of the rows, and one from each further row as long
     /// as the draft was right.
-    pub(crate) fn draw(
+    pub(crate) fn draw<'a>(
         &mut self,
         entry: &Entry,
-        rows: &[f32],
+        rows: impl Iterator<Item = LogitRow<'a>>,
         max_seq_len: usize,
     ) -> Result<usize, SampleError> {
-        let vocab_size = rows.len() / entry.outputs.len();
         let mut drawn = 0;
-        for row in rows.chunks_exact(vocab_size) {
+        for row in rows {
             let Task::Generate { sampler, .. } = &mut self.task else {
                 unreachable!("only generations draw tokens")
             };

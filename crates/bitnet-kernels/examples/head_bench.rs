@@ -15,6 +15,7 @@ use bitnet_kernels::cpu::probe::read;
 use bitnet_kernels::cpu::{CpuBackend, CpuHead};
 use bitnet_kernels::dense::{DenseMatrix, DenseType};
 use bitnet_kernels::head::HeadType;
+use bitnet_kernels::logits::{Logits, Others, Wanted};
 
 const ROWS: usize = 128_256;
 const COLS: usize = 2560;
@@ -27,6 +28,7 @@ fn main() -> Result<(), IsaError> {
     };
     for isa in isas {
         let backend = CpuBackend::new(isa, 1).expect("one thread needs no other");
+        bench_two_stage(&backend);
         bench_int8(&backend);
         for dtype in [
             DenseType::F16,
@@ -58,6 +60,57 @@ fn bench_int8(backend: &CpuBackend) {
         let spin = &mut || _ = black_box(backend.isa().spin(rounds));
         let [work, probe] = alternate(100, &mut call, spin);
         report(backend, "int8", tokens, products as f64 / work, "GMAC/s", probe / work);
+    }
+}
+
+/// The two-stage head beside the int8 head, on normally distributed rows and inputs, which is the worst that can be expected,
+/// and on inputs near a row, as those of trained models are.
+fn bench_two_stage(backend: &CpuBackend) {
+    let mut gaussian = gaussian();
+    let mut f16 = || half_bits(gaussian() / 50.0).to_le_bytes();
+    let values: Vec<u8> = (0..ROWS * COLS).flat_map(|_| f16()).collect();
+    let source = DenseMatrix::new(ROWS, COLS, DenseType::F16, values.into()).expect("whole rows");
+    let start = Instant::now();
+    let two_stage = upload(backend, source.clone(), HeadType::TwoStage);
+    let speed = source.bytes().len() as f64 / start.elapsed().as_secs_f64() / 1e9;
+    println!("{:<12} two-stage packed from f16 at {speed:.1} GB/s", backend.isa());
+    let int8 = upload(backend, source.clone(), HeadType::Int8);
+    let norm = Norm { weight: vec![1.0; COLS], eps: 1e-5 };
+    for (name, near) in [("random", 0.0), ("near a row", 10.0)] {
+        for others in [Others::Greatest(1), Others::Greatest(40)] {
+            for tokens in [1, 8, 32] {
+                let mut row = vec![0.0; COLS];
+                let mut input = |token: usize| {
+                    source.dequantize_row(token * 3001, &mut row);
+                    row.iter().map(|w| gaussian() + near * w).collect::<Vec<f32>>()
+                };
+                let inputs: Vec<f32> = (0..tokens).flat_map(&mut input).collect();
+                let bytes: Vec<u8> = inputs.iter().flat_map(|x| x.to_le_bytes()).collect();
+                let table = DenseMatrix::new(tokens, COLS, DenseType::F32, bytes.into());
+                let mut x = backend.activations();
+                let ids: Vec<u32> = (0..tokens as u32).collect();
+                backend.embed(&table.expect("whole rows"), &ids, &mut x);
+                let wanted = Wanted::Some { always: Vec::new(), others };
+                let rows: Vec<_> = (0..tokens).map(|token| (token, wanted.clone())).collect();
+                let run = |head| {
+                    let (mut scratch, mut out) = (backend.scratch(), Logits::default());
+                    let (x, rows, norm) = (&x, &rows, &norm);
+                    move || backend.logits(&mut scratch, x, rows, norm, head, &mut out)
+                };
+                let before = two_stage.record().expect("it is two-stage").counts();
+                let [two, one] = alternate(15, &mut run(&two_stage), &mut run(&int8));
+                let counts = two_stage.record().expect("it is two-stage").counts();
+                let searched = counts.found + counts.given_up - before.found - before.given_up;
+                println!(
+                    "{:<12} {name}, {others:?}, N={tokens}: {:.2} ms, int8 {:.2} ms; rows {:.0}, given up {} of {searched}",
+                    backend.isa().name(),
+                    two / 1e6,
+                    one / 1e6,
+                    (counts.rows - before.rows) as f64 / searched as f64,
+                    counts.given_up - before.given_up,
+                );
+            }
+        }
     }
 }
 
@@ -116,8 +169,8 @@ fn call<'a>(backend: &'a CpuBackend, heads: &'a [CpuHead], tokens: usize) -> imp
     let mut x = backend.activations();
     backend.embed(&table.expect("whole rows"), &vec![1; tokens], &mut x);
     let norm = Norm { weight: vec![1.0; COLS], eps: 1e-5 };
-    let (mut scratch, mut out) = (backend.scratch(), Vec::new());
-    let rows: Vec<usize> = (0..tokens).collect();
+    let (mut scratch, mut out) = (backend.scratch(), Logits::default());
+    let rows: Vec<_> = (0..tokens).map(|token| (token, Wanted::All)).collect();
     let mut heads = heads.iter().cycle();
     move || {
         let head = heads.next().expect("a cycle has no end");
@@ -142,4 +195,22 @@ fn alternate(turns: usize, work: &mut dyn FnMut(), probe: &mut dyn FnMut()) -> [
         times.sort_by(f64::total_cmp);
         times[turns / 4]
     })
+}
+
+/// The same normally distributed numbers on every call: sums of twelve uniform ones.
+fn gaussian() -> impl FnMut() -> f32 {
+    let mut state = 1_u64;
+    move || {
+        let uniform = |state: &mut u64| {
+            *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (*state >> 40) as f32 / (1 << 24) as f32
+        };
+        (0..12).map(|_| uniform(&mut state)).sum::<f32>() - 6.0
+    }
+}
+
+/// A float between 2^-14 and 2^15 in size, or zero, cut to binary16.
+fn half_bits(x: f32) -> u16 {
+    let (bits, sign) = (x.to_bits() & 0x7fff_ffff, (x.to_bits() >> 16 & 0x8000) as u16);
+    if bits < 113 << 23 { sign } else { sign | ((bits - (112 << 23)) >> 13) as u16 }
 }

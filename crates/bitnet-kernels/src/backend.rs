@@ -6,11 +6,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::dense::DenseMatrix;
-use crate::head::{HeadType, InvalidHead};
+use crate::head::{HeadRecord, HeadType, InvalidHead};
 use crate::kv::KvShape;
+use crate::logits::{Logits, Wanted};
 use crate::profile::Profile;
 use crate::scalar::elementwise::Activation;
 use crate::scalar::rope::RopeTable;
+use crate::stored::{Stored, StoredParts};
 use crate::ternary::TernaryMatrix;
 
 /// New tokens of one sequence within a batch, and where that sequence's keys and values lie.
@@ -83,6 +85,25 @@ pub trait Backend: Send + Sync + Sized + 'static {
         form: HeadType,
         taken: &(dyn Fn(Range<usize>) + Sync),
     ) -> Result<Self::Head, InvalidHead>;
+    /// Where a head that leaves out logits counts what happens; nothing for one that never does.
+    fn head_record(&self, head: &Self::Head) -> Option<Arc<HeadRecord>> {
+        let _ = head;
+        None
+    }
+
+    /// Names the layout that uploaded ternary matrices and a head of this form have, so that weights which were stored under
+    /// another name are not taken for it.
+    fn layout(&self, head: HeadType) -> String;
+    /// A ternary matrix as plain bytes, to be kept in a file.
+    fn store_ternary<'a>(&self, w: &'a Self::Ternary) -> StoredParts<'a>;
+    /// The matrix `[rows, cols]` that [`store_ternary`](Self::store_ternary) made these bytes of, sharing them; none if they
+    /// are something else.
+    fn restore_ternary(&self, rows: usize, cols: usize, stored: &Stored) -> Option<Self::Ternary>;
+    /// A head as plain bytes; none where it shares those of the model's file, or is quicker to make than to keep.
+    fn store_head<'a>(&self, head: &'a Self::Head) -> Option<StoredParts<'a>>;
+    /// The head `[rows, cols]` that [`store_head`](Self::store_head) made these bytes of, sharing them; none if they are
+    /// something else.
+    fn restore_head(&self, rows: usize, cols: usize, stored: &Stored) -> Option<Self::Head>;
     /// Takes a vector.
     fn upload_vector(&self, weights: Vec<f32>) -> Self::Vector;
     /// An empty matrix.
@@ -139,15 +160,15 @@ pub trait Backend: Send + Sync + Sized + 'static {
         out: &mut Self::Activations,
     );
 
-    /// `out[i] = head · norm(x[rows[i]])`, `[rows.len(), vocab_size]`.
+    /// `out.row(i) = head · norm(x[row])` for each `i` and its `(row, wanted)`, with what is wanted at least.
     fn logits(
         &self,
         scratch: &mut Self::Scratch,
         x: &Self::Activations,
-        rows: &[usize],
+        rows: &[(usize, Wanted)],
         norm: &Norm<Self::Vector>,
         head: &Self::Head,
-        out: &mut Vec<f32>,
+        out: &mut Logits,
     );
 }
 

@@ -9,6 +9,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use memmap2::{MmapOptions, MmapRaw};
 
 /// A line of the processor's cache: 64 bytes, aligned to as many.
@@ -71,11 +72,18 @@ fn map(len: usize) -> (Arc<MmapRaw>, Range<usize>) {
     (Arc::new(mapping), start..start + len)
 }
 
-/// Lines of memory with one owner: a `Box<[Line]>` that lies in a mapping with others.
+/// Lines of memory with one owner: a `Box<[Line]>` that lies in a mapping with others, or in bytes that are shared.
 pub struct Lines {
-    mapping: Arc<MmapRaw>,
+    memory: Memory,
     start: usize,
     len: usize,
+}
+
+enum Memory {
+    /// A range that nobody else has.
+    Own(Arc<MmapRaw>),
+    /// A view, as of a mapped file; never written to.
+    Shared(Bytes),
 }
 
 impl Lines {
@@ -90,22 +98,44 @@ impl Lines {
         assert!(start.is_multiple_of(64) && len.is_multiple_of(64));
         assert!(mapping.as_ptr().addr().is_multiple_of(64));
         assert!(start.checked_add(len).is_some_and(|end| end <= mapping.len()));
-        Self { mapping: Arc::clone(mapping), start, len }
+        Self { memory: Memory::Own(Arc::clone(mapping)), start, len }
+    }
+
+    /// The lines that these bytes are, without copying them; none if they do not begin at a multiple of 64 or are not whole
+    /// lines.
+    pub fn shared(bytes: Bytes) -> Option<Self> {
+        if bytes.is_empty() {
+            return Some(Self::zeroed(0)); // an empty slice may begin anywhere
+        }
+        let whole = bytes.len().is_multiple_of(64) && bytes.as_ptr().addr().is_multiple_of(64);
+        let len = bytes.len();
+        whole.then_some(Self { memory: Memory::Shared(bytes), start: 0, len })
     }
 
     /// The lines as bytes.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: `new` has checked that the range lies in the mapping, which `self.mapping` keeps. No other `Lines` has
-        // any of these bytes, because `Arena` hands out each part of a mapping once, and nothing else uses the mapping;
-        // so they only change through `&mut self`. Anonymous memory is initialized, with zeros.
-        unsafe { std::slice::from_raw_parts(self.mapping.as_ptr().add(self.start), self.len) }
+        match &self.memory {
+            // SAFETY: `new` has checked that the range lies in the mapping, which `self.memory` keeps. No other `Lines`
+            // has any of these bytes, because `Arena` hands out each part of a mapping once, and nothing else uses the
+            // mapping; so they only change through `&mut self`. Anonymous memory is initialized, with zeros.
+            Memory::Own(mapping) => unsafe {
+                std::slice::from_raw_parts(mapping.as_ptr().add(self.start), self.len)
+            },
+            Memory::Shared(bytes) => bytes,
+        }
     }
 
-    /// The lines as bytes, to be written.
+    /// The lines as bytes, to be written; shared ones are copied before.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`, and the mapping is writable.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.mapping.as_mut_ptr().add(self.start), self.len)
+        if let Memory::Shared(_) = self.memory {
+            *self = self.clone();
+        }
+        match &self.memory {
+            // SAFETY: as in `bytes`, and the mapping is writable.
+            Memory::Own(mapping) => unsafe {
+                std::slice::from_raw_parts_mut(mapping.as_mut_ptr().add(self.start), self.len)
+            },
+            Memory::Shared(_) => unreachable!("was replaced by a copy"),
         }
     }
 }
@@ -115,8 +145,8 @@ impl std::ops::Deref for Lines {
 
     fn deref(&self) -> &[Line] {
         let bytes = self.bytes();
-        // SAFETY: `new` has checked that the bytes begin at a multiple of 64 and are whole lines, and a `Line` is 64 bytes
-        // of any value.
+        // SAFETY: `new` and `shared` have checked that the bytes begin at a multiple of 64 and are whole lines, and a `Line`
+        // is 64 bytes of any value.
         unsafe {
             std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<Line>())
         }
@@ -129,6 +159,13 @@ impl std::ops::DerefMut for Lines {
         let count = bytes.len() / size_of::<Line>();
         // SAFETY: as in `deref`.
         unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), count) }
+    }
+}
+
+/// For [`Bytes::from_owner`]: many can then share parts of them.
+impl AsRef<[u8]> for Lines {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
     }
 }
 
@@ -194,5 +231,22 @@ mod tests {
         assert!(copy == lines && copy.as_ptr() != lines.as_ptr());
         lines[1].0[5] = 8;
         assert!(copy != lines);
+    }
+
+    #[test]
+    fn shared_lines_are_views_until_they_are_written() {
+        let bytes = Bytes::from_owner(Lines::zeroed(4));
+        let mut lines = Lines::shared(bytes.slice(64..192)).unwrap();
+        assert_eq!((lines.len(), lines.as_ptr().addr()), (2, bytes.as_ptr().addr() + 64));
+        lines[1].0[3] = 7;
+        assert!(bytes.iter().all(|&byte| byte == 0) && lines.bytes()[67] == 7);
+    }
+
+    #[test]
+    fn bytes_that_are_no_lines_are_refused() {
+        let bytes = Bytes::from_owner(Lines::zeroed(4));
+        assert!(Lines::shared(bytes.slice(1..65)).is_none());
+        assert!(Lines::shared(bytes.slice(0..65)).is_none());
+        assert_eq!(Lines::shared(bytes.slice(3..3)).unwrap().len(), 0);
     }
 }

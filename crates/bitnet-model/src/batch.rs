@@ -2,9 +2,10 @@
 
 use bitnet_kernels::backend::Span;
 use bitnet_kernels::kv::PAGE;
+use bitnet_kernels::logits::Wanted;
 
 /// New tokens of any number of sequences.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Token ids.
     pub ids: Vec<u32>,
@@ -14,8 +15,8 @@ pub struct Batch {
     pub slots: Vec<u32>,
     /// The sequences.
     pub spans: Vec<Span>,
-    /// Rows whose logits are wanted, in the order in which they are wanted.
-    pub outputs: Vec<usize>,
+    /// Rows whose logits are wanted, in the order in which they are wanted, and which logits.
+    pub outputs: Vec<(usize, Wanted)>,
     /// Lists of pages to be used again.
     spare: Vec<Vec<u32>>,
 }
@@ -54,8 +55,8 @@ impl Batch {
         }
         match outputs {
             Outputs::None => {}
-            Outputs::Last => self.outputs.push(rows.end - 1),
-            Outputs::All => self.outputs.extend(rows.clone()),
+            Outputs::Last => self.outputs.push((rows.end - 1, Wanted::All)),
+            Outputs::All => self.outputs.extend(rows.clone().map(|row| (row, Wanted::All))),
         }
         let mut own_pages = self.spare.pop().unwrap_or_default();
         own_pages.extend_from_slice(pages);
@@ -100,7 +101,7 @@ mod tests {
         let page = PAGE as u32;
         assert_eq!(batch.slots, [5 * page - 1, 2 * page, 2 * page + 1, page]);
         assert_eq!(batch.positions, [page - 1, page, page + 1, 0]);
-        assert_eq!(batch.outputs, [2, 3]);
+        assert_eq!(batch.outputs, [(2, Wanted::All), (3, Wanted::All)]);
         assert_eq!(batch.spans[1], Span { rows: 3..4, start: 0, pages: vec![1] });
     }
 }

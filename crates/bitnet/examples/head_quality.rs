@@ -10,6 +10,7 @@ use bitnet_kernels::backend::{Backend, Norm};
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::dense::{DenseMatrix, DenseType};
+use bitnet_kernels::logits::{Logits, Wanted};
 
 const WINDOW: usize = 512;
 
@@ -57,12 +58,12 @@ fn of_random_rows() {
     let backend = CpuBackend::new(Isa::best(), 1).expect("one thread needs no other");
     let (mut x, norm) = (backend.activations(), Norm { weight: vec![1.0; cols], eps: 1e-5 });
     backend.embed(&inputs, &(0..tokens as u32).collect::<Vec<_>>(), &mut x);
-    let positions: Vec<usize> = (0..tokens).collect();
+    let positions: Vec<_> = (0..tokens).map(|token| (token, Wanted::All)).collect();
     let [p, q] = [HeadType::File, HeadType::Int8].map(|form| {
         let head = backend.upload_head(weights.clone(), form, &|_| {}).expect("finite weights");
-        let mut out = Vec::new();
+        let mut out = Logits::default();
         backend.logits(&mut backend.scratch(), &x, &positions, &norm, &head, &mut out);
-        out
+        out.whole().to_vec()
     });
     let mut sums = Sums::default();
     for (p, q) in p.chunks(rows).zip(q.chunks(rows)) {

@@ -9,12 +9,13 @@ use std::time::Instant;
 use bitnet_inference::config::Limits;
 use bitnet_inference::{EngineConfig, InferenceConfig, spawn};
 use bitnet_kernels::cpu::isa::Isa;
-use bitnet_kernels::cpu::packing::PackingChoice;
+use bitnet_kernels::cpu::packing::{PackingChoice, PackingReason};
 use bitnet_kernels::cpu::plan::ThreadPlan;
+use bitnet_kernels::cpu::topology::Topology;
 use bitnet_kernels::cpu::{CpuBackend, affinity};
 use bitnet_kernels::device::Device;
 use bitnet_kernels::kv::PAGE;
-use bitnet_model::decoder::{LoadProgress, Model};
+use bitnet_model::decoder::{CacheUse, LoadOptions, LoadProgress, Model};
 use bitnet_model::format::{Checkpoint, TokenizerSource};
 #[cfg(feature = "hub")]
 use bitnet_model::hub::{Hub, HubConfig, HubError, HubId};
@@ -22,9 +23,10 @@ use bitnet_model::kv::page_bytes;
 use bitnet_model::tokenizer::Tokenizer;
 
 use crate::bench::bytes::ternary_weights;
-use crate::config::ModelConfig;
+use crate::config::{LoadingStrategy, ModelConfig};
 use crate::error::Error;
 use crate::info::{self, ModelInfo};
+use crate::lock::{self, MemoryLock};
 use crate::model::BitNetModel;
 
 type Progress = Box<dyn Fn(LoadProgress) + Send + Sync>;
@@ -44,6 +46,14 @@ enum Source {
     Path(PathBuf),
     #[cfg(feature = "demo-model")]
     Demo,
+}
+
+/// What turned out while loading.
+struct Found {
+    device: Device,
+    packed_cache: CacheUse,
+    memory_lock: MemoryLock,
+    limits: Limits,
 }
 
 /// The demo model's file, which `demo/README.md` describes.
@@ -203,17 +213,25 @@ impl ModelBuilder {
         let threads = plan.threads();
         let backend = CpuBackend::with_plan(isa, plan)
             .map_err(|source| Error::Threads { threads, source })?;
-        let weights = ternary_weights(&arch);
-        let backend = backend.with_packing(match self.config.packing {
-            Some(packing) => PackingChoice::Fixed(packing),
-            None => PackingChoice::Fastest { weights },
-        });
-        let backend = Arc::new(backend);
-        let head = self.config.head;
-        let model = Model::load(&checkpoint, Arc::clone(&backend), head, threads, &self.progress)?;
-        let info = self.info(&checkpoint, device, &backend, threads, limits, begin);
-        drop(checkpoint);
+        let backend = Arc::new(self.with_packing(backend, ternary_weights(&arch)));
+        let strategy = self.config.loading_strategy;
+        let cache = self.config.packed_cache.as_ref();
+        let place = self.config.place()?;
+        let options = LoadOptions { head: self.config.head, threads, cache, place };
+        let (model, packed_cache) =
+            Model::load_with(&checkpoint, Arc::clone(&backend), &options, &self.progress)?;
+        if strategy == LoadingStrategy::Preload {
+            checkpoint.bring_in("model.embed_tokens", threads);
+        }
+        let head = model.head_record();
         let handle = spawn(Arc::new(model), &engine)?;
+        let memory_lock = match self.config.lock_memory {
+            true => lock::lock(),
+            false => MemoryLock::NotAsked,
+        };
+        let found = Found { device, packed_cache, memory_lock, limits };
+        let info = self.info(&checkpoint, &backend, threads, found, begin);
+        drop(checkpoint);
         tracing::info!(
             name = info.name,
             device = info.device,
@@ -222,16 +240,35 @@ impl ModelBuilder {
             seconds = info.load_time.as_secs_f64(),
             "model loaded"
         );
-        Ok(BitNetModel::new(handle, tokenizer, arch, info))
+        Ok(BitNetModel::new(handle, tokenizer, arch, info, head))
+    }
+
+    /// Packs weights as the configuration says, or in the way that is found to be faster here; a cache remembers which that was.
+    fn with_packing(&self, backend: CpuBackend, weights: u64) -> CpuBackend {
+        if let Some(packing) = self.config.packing {
+            return backend.with_packing(PackingChoice::Fixed(packing));
+        }
+        let (isa, threads) = (backend.isa().name(), backend.threads());
+        let processor = Topology::detect().model_name.unwrap_or_default();
+        let what = format!("packing of {weights} weights, {isa}, {threads} threads, {processor}");
+        let cache = self.config.packed_cache.as_ref();
+        let remembered = cache.and_then(|cache| cache.remembered(&what)?.parse().ok());
+        let backend = backend.with_packing(match remembered {
+            Some(packing) => PackingChoice::Remembered(packing),
+            None => PackingChoice::Fastest { weights },
+        });
+        if let (Some(cache), PackingReason::Timed { .. }) = (cache, backend.packing().reason) {
+            cache.remember(&what, backend.packing().packing.name());
+        }
+        backend
     }
 
     fn info(
         &self,
         checkpoint: &Checkpoint,
-        device: Device,
         backend: &CpuBackend,
         threads: usize,
-        limits: Limits,
+        Found { device, packed_cache, memory_lock, limits }: Found,
         begin: Instant,
     ) -> ModelInfo {
         let (encodings, bytes) = info::tensors(checkpoint);
@@ -252,6 +289,8 @@ impl ModelBuilder {
             head: self.config.head,
             kv_cache_bytes: limits.pages * kv_page,
             kv_bytes_per_token: kv_page / PAGE,
+            packed_cache,
+            memory_lock,
             load_time: begin.elapsed(),
         }
     }

@@ -1,5 +1,8 @@
 //! How to run a model.
 
+use std::fmt;
+
+use bitnet_inference::InvalidConfig;
 use bitnet_kernels::cpu::affinity;
 use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::cpu::placement::{PlacementConfig, PlacementError};
@@ -10,6 +13,7 @@ use bitnet_kernels::device::Device;
 use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::KvType;
 use bitnet_model::config::HiddenAct;
+use bitnet_model::decoder::{PackedCache, Place};
 use bitnet_model::format::{I2sLayout, OpenOptions, PackedLayout};
 
 /// How to load and run a model. All fields have a default, so a literal names what differs.
@@ -61,7 +65,7 @@ pub struct ModelConfig {
     pub simd_level: Option<String>,
     /// How many ternary weights share a byte. None: what a short timing while loading finds faster. Results are the same.
     pub packing: Option<Packing>,
-    /// Map weight files into memory. Without it they are read into the process's own memory, which survives a file that
+    /// Map files into memory. Without it they are read into the process's own memory, which survives a file that
     /// changes or a network drive that goes away.
     ///
     /// ```
@@ -74,8 +78,27 @@ pub struct ModelConfig {
     /// };
     /// ```
     pub use_mmap: bool,
-    /// When weights are read.
+    /// Where weights are while the model runs.
     pub loading_strategy: LoadingStrategy,
+    /// Layers whose weights are in memory at a time at most, with [`LoadingStrategy::Lazy`].
+    pub max_layers_in_memory: usize,
+    /// Keep weights and caches from being paged out, where the system allows it; [`ModelInfo`](crate::ModelInfo) tells
+    /// whether it does. On Linux only.
+    pub lock_memory: bool,
+    /// Where packed weights are kept between loads, which then take a tenth of the time. None: weights are packed at each load.
+    ///
+    /// ```no_run
+    /// use bitnet::{BitNetModel, ModelConfig, PackedCache};
+    ///
+    /// let config = ModelConfig {
+    ///     packed_cache: Some(PackedCache::new("/var/cache/bitnet")),
+    ///     ..Default::default()
+    /// };
+    /// let model = BitNetModel::from_pretrained("model.gguf").with_config(config).load()?;
+    /// println!("{:?} in {:?}", model.info().packed_cache, model.info().load_time);
+    /// # Ok::<(), bitnet::Error>(())
+    /// ```
+    pub packed_cache: Option<PackedCache>,
     /// Longest sequence in tokens, prompt and answer together. 0: what the model was made for; more than that is an error.
     /// Bounds the memory for keys and values.
     pub max_seq_len: usize,
@@ -83,6 +106,8 @@ pub struct ModelConfig {
     pub kv_dtype: KvType,
     /// How the output head is held. [`HeadType::Int8`] reads half of what f16 would and changes logits by about a hundredth
     /// of their spread (`docs/kernels.md` has figures); [`HeadType::File`] is the reference.
+    /// [`HeadType::TwoStage`] chooses the same tokens as `Int8` and reads a quarter of it where that suffices: for greedy
+    /// choice, top-k, and min-p without top-p.
     pub head: HeadType,
     /// Byte order of I2_S tensors, which GGUF files do not name.
     pub i2s_layout: I2sLayout,
@@ -104,6 +129,9 @@ impl Default for ModelConfig {
             packing: None,
             use_mmap: true,
             loading_strategy: LoadingStrategy::MemoryMap,
+            max_layers_in_memory: 8,
+            lock_memory: false,
+            packed_cache: None,
             max_seq_len: 0,
             kv_dtype: KvType::F16,
             head: HeadType::Int8,
@@ -129,8 +157,36 @@ impl ModelConfig {
         ThreadPlan::new(&config, &Topology::detect(), affinity::current_cpu())
     }
 
+    /// Where packed weights out of a cache are to be.
+    pub(crate) fn place(&self) -> Result<Place, InvalidConfig> {
+        let invalid = |field, found: String, expected: &str| {
+            Err(InvalidConfig { field, found, expected: expected.into() })
+        };
+        Ok(match self.loading_strategy {
+            LoadingStrategy::MemoryMap if self.use_mmap => Place::File,
+            LoadingStrategy::MemoryMap | LoadingStrategy::Preload => Place::Memory,
+            LoadingStrategy::Lazy if self.max_layers_in_memory == 0 => {
+                return invalid("max_layers_in_memory", "0".into(), "at least 1");
+            }
+            LoadingStrategy::Lazy if self.lock_memory => {
+                return invalid(
+                    "lock_memory",
+                    "true".into(),
+                    "false with lazy loading, which gives memory back",
+                );
+            }
+            LoadingStrategy::Lazy if !self.use_mmap => {
+                return invalid(
+                    "use_mmap",
+                    "false".into(),
+                    "true with lazy loading, which reads mapped files",
+                );
+            }
+            LoadingStrategy::Lazy => Place::Layers(self.max_layers_in_memory),
+        })
+    }
+
     pub(crate) fn open_options(&self) -> OpenOptions {
-        let LoadingStrategy::MemoryMap = self.loading_strategy;
         OpenOptions {
             mmap: self.use_mmap,
             i2s_layout: self.i2s_layout,
@@ -140,7 +196,7 @@ impl ModelConfig {
     }
 }
 
-/// When weights are read from disk.
+/// Where weights are while a model runs.
 ///
 /// ```
 /// use bitnet::{BitNetModel, ModelConfig, LoadingStrategy};
@@ -150,13 +206,49 @@ impl ModelConfig {
 ///     loading_strategy: LoadingStrategy::MemoryMap,
 ///     ..Default::default()
 /// };
+///
+/// // Lazy loading (load layers on demand)
+/// let lazy_config = ModelConfig {
+///     loading_strategy: LoadingStrategy::Lazy,
+///     max_layers_in_memory: 8,
+///     ..Default::default()
+/// };
+///
+/// // Preloading (fastest inference)
+/// let preload_config = ModelConfig {
+///     loading_strategy: LoadingStrategy::Preload,
+///     ..Default::default()
+/// };
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum LoadingStrategy {
-    /// Through a mapping of the file: ternary weights and the head are rearranged as the file is read and its pages given back;
-    /// the embedding, and the head with [`HeadType::File`], stay in the file, and are read from disk when they are first used.
+    /// In mapped files, as far as possible. Packed weights stay in the file of [`ModelConfig::packed_cache`], shared with all
+    /// processes that run this model; without a cache they are in memory. The embedding, and the head with
+    /// [`HeadType::File`], stay in the model's file and are read from disk when they are first used.
     #[default]
     MemoryMap,
+    /// As with `MemoryMap`, but no more than [`ModelConfig::max_layers_in_memory`] layers are in memory at a time, while the next
+    /// one is fetched from the disk: for models larger than memory. Needs [`ModelConfig::packed_cache`], and a model in a file.
+    Lazy,
+    /// All in memory of the process's own, in large pages where the system has them, and read before the first token: packed
+    /// weights also if they come out of a cache, and the embedding if [`ModelConfig::use_mmap`] is off; mapped, its
+    /// pages are brought in.
+    Preload,
+}
+
+impl LoadingStrategy {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::MemoryMap, Self::Lazy, Self::Preload];
+}
+
+impl fmt::Display for LoadingStrategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MemoryMap => "mmap",
+            Self::Lazy => "lazy",
+            Self::Preload => "preload",
+        })
+    }
 }
 
 /// Compute threads if nobody says how many: one for each physical core that this process may use.

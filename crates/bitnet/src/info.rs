@@ -7,7 +7,10 @@ use std::time::Duration;
 use bitnet_kernels::cpu::packing::ChosenPacking;
 use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::KvType;
+use bitnet_model::decoder::CacheUse;
 use bitnet_model::format::{Checkpoint, TensorInfo};
+
+use crate::lock::MemoryLock;
 
 /// What a loaded model is and how it runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +43,10 @@ pub struct ModelInfo {
     pub kv_cache_bytes: usize,
     /// Bytes that the keys and values of one token take.
     pub kv_bytes_per_token: usize,
+    /// Whether packed weights came out of a file that keeps them.
+    pub packed_cache: CacheUse,
+    /// Whether memory stays in memory.
+    pub memory_lock: MemoryLock,
     /// How long loading took.
     pub load_time: Duration,
 }

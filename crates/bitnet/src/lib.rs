@@ -25,6 +25,7 @@ mod builder;
 mod config;
 mod error;
 mod info;
+mod lock;
 mod model;
 mod perplexity;
 mod prompt;
@@ -45,10 +46,10 @@ pub use bitnet_kernels::cpu::placement::{
 pub use bitnet_kernels::cpu::plan::ThreadPlan;
 pub use bitnet_kernels::cpu::pool::WaitPolicy;
 pub use bitnet_kernels::device::{Device, DeviceError};
-pub use bitnet_kernels::head::{HeadType, UnknownHead};
+pub use bitnet_kernels::head::{HeadCounts, HeadType, UnknownHead};
 pub use bitnet_kernels::kv::KvType;
 pub use bitnet_model::config::{ArchConfig, HiddenAct};
-pub use bitnet_model::decoder::LoadProgress;
+pub use bitnet_model::decoder::{CacheUse, LoadProgress, PackedCache};
 pub use bitnet_model::error::LoadError;
 pub use bitnet_model::format::{Checkpoint, I2sLayout, OpenOptions, PackedLayout, TensorInfo};
 #[cfg(feature = "hub")]
@@ -58,6 +59,7 @@ pub use builder::ModelBuilder;
 pub use config::{LoadingStrategy, ModelConfig, automatic_threads};
 pub use error::Error;
 pub use info::{EncodingInfo, ModelInfo, PartBytes};
+pub use lock::{LockRefused, MemoryLock};
 pub use model::{BitNetModel, Logits};
 pub use perplexity::{Perplexity, PerplexityInput, PerplexityMethod, PerplexityProgress};
 pub use prompt::Prompt;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bitnet_inference::{EngineHandle, Generation, GenerationConfig, Output, Request, Work};
+use bitnet_kernels::head::{HeadCounts, HeadRecord};
 use bitnet_model::config::ArchConfig;
 use bitnet_model::tokenizer::Tokenizer;
 
@@ -40,6 +41,7 @@ struct Inner {
     config: ArchConfig,
     info: ModelInfo,
     stop_ids: Vec<u32>,
+    head: Option<Arc<HeadRecord>>,
 }
 
 /// What a model gives after each token, before any sampling.
@@ -77,11 +79,12 @@ impl BitNetModel {
         tokenizer: Tokenizer,
         config: ArchConfig,
         info: ModelInfo,
+        head: Option<Arc<HeadRecord>>,
     ) -> Self {
         let mut stop_ids = [tokenizer.eos_ids(), &config.eos_token_ids].concat();
         stop_ids.sort_unstable();
         stop_ids.dedup();
-        Self(Arc::new(Inner { engine, tokenizer, config, info, stop_ids }))
+        Self(Arc::new(Inner { engine, tokenizer, config, info, stop_ids, head }))
     }
 
     /// Continues a text, tokens or a conversation. Works on any async runtime; dropping the future ends the work.
@@ -197,6 +200,11 @@ impl BitNetModel {
     /// What was loaded, and what was chosen for it.
     pub fn info(&self) -> &ModelInfo {
         &self.0.info
+    }
+
+    /// What a [`HeadType::TwoStage`](crate::HeadType::TwoStage) head has done so far; nothing for any other.
+    pub fn head_counts(&self) -> Option<HeadCounts> {
+        self.0.head.as_ref().map(|head| head.counts())
     }
 
     /// The tokens that end a generation.

@@ -28,6 +28,7 @@ use serde::Serialize;
 use self::output::Format;
 use self::sheet::Document;
 use crate::args::ModelSource;
+use crate::cache;
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::load::{demo, resolve};
@@ -59,7 +60,8 @@ pub struct BenchmarkArgs {
     /// SIMD levels, as sse,avx,avx2,avx512; those not available here are listed with the reason [default: the best]
     #[arg(long, value_name = "LEVEL,…", value_delimiter = ',')]
     simd_level: Vec<String>,
-    /// How the output head is held: int8, or file (as the model file has it: slower, the reference)
+    /// How the output head is held: int8, two-stage (the same logits, found by reading two bits a weight; needs a
+    /// quarter more memory), or file (as the model file has it: slower, the reference)
     #[arg(long, value_name = "FORM", default_value = "int8")]
     head: HeadType,
     /// Tokens of the prompt; 0 leaves it out [default: 512; with --ablation and --modes 64]
@@ -104,7 +106,7 @@ pub struct BenchmarkArgs {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Other measurements")]
 struct Mode {
-    /// Measure loading: seconds, GB/s of rearranging weights, memory
+    /// Measure loading in each way: seconds, GB/s of rearranging weights, memory
     #[arg(long, conflicts_with_all = ["simd_level", "prompt_tokens", "max_tokens", "ctx", "batch_sizes", "warmup"])]
     load: bool,
     /// Measure the integer product alone, beside a naive one; needs no model
@@ -331,8 +333,13 @@ fn run_load(
     format: Option<Format>,
     console: &Console,
 ) -> Result<()> {
+    // On the disk where packed weights are kept otherwise, and not among them. One name for all, so that what a benchmark that
+    // was stopped has left is used and deleted by the next.
+    let folder = cache::folder(&|name| std::env::var_os(name));
+    let folder = folder.map(|folder| folder.join("benchmark"));
     let report = with_bar(console, |progress| {
-        bench::load::run(open, &model_config(args), threads, args.iterations, progress)
+        let (config, iterations) = (model_config(args), args.iterations);
+        bench::load::run(open, &config, folder.as_deref(), threads, iterations, progress)
     })?;
     warn_of_build(&report.build, console);
     deliver(args, format, &report, &load::document(&report))

@@ -40,7 +40,10 @@ fn flags_that_cannot_be_are_refused_with_the_reason() {
         (&["run", "-p", "x", "--device", "tpu"], &["tpu", "auto"]),
         (&["run", "-p", "x", "--simd-level", "mmx"], &["mmx", "avx2", "hint: available here"]),
         (&["run", "-p", "x", "--kv-dtype", "f8"], &["f8", "f16"]),
-        (&["run", "-p", "x", "--head", "int4"], &["int4", "--head", "`int8` and `file`"]),
+        (
+            &["run", "-p", "x", "--head", "int4"],
+            &["int4", "--head", "`int8`, `two-stage` and `file`"],
+        ),
         (&["run", "-p", "x", "--stop", ""], &["stop", "at least one character"]),
     ];
     table.iter().for_each(|(args, parts)| check(args, parts));

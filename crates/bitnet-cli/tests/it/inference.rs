@@ -86,6 +86,8 @@ fn the_output_head_has_the_form_asked_for() {
     let args = ["run", "-p", "Once", "-n", "2", "--temperature", "0", "--json", "-q"];
     assert_eq!(run(args).json()["head"], "int8");
     assert_eq!(run(args.into_iter().chain(["--head", "file"])).json()["head"], "file");
+    let two_stage = run(args.into_iter().chain(["--head", "two-stage"])).json();
+    assert_eq!(two_stage["head"], "two-stage");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The program as its users run it: arguments, pipes, signals and exit codes, on the embedded model and on tiny ones.
 
+mod cache;
 mod chat;
 mod errors;
 mod inference;

@@ -111,7 +111,7 @@ fn loading_is_measured_apart() {
     let args = "benchmark -q --load -t 1 --iterations 2";
     let report = run(args.split(' ').chain(["--json"])).json();
     let line = &report["lines"][0];
-    assert!(line["repack_bytes_per_second"].as_f64().unwrap() > 0.0);
+    assert!(line["repack"]["bytes_per_second"].as_f64().unwrap() > 0.0);
     assert!(line["first_token_seconds"].as_f64().unwrap() > 0.0);
     let text = run(args.split(' ')).text();
     assert!(text.contains("repack GB/s") && text.contains("peak memory"), "{text}");

@@ -33,7 +33,7 @@ fn check(config: GenerationConfig, weights: &[f64], expected: &[f64]) {
     let mut sampler = sampler(GenerationConfig { seed: Some(11), ..config });
     let mut observed = vec![0; weights.len()];
     for _ in 0..20_000 {
-        observed[sampler.draw(&logits, &[], 0).unwrap() as usize] += 1;
+        observed[sampler.draw(LogitRow::All(&logits), &[], 0).unwrap() as usize] += 1;
     }
     let total: f64 = expected.iter().sum();
     let expected: Vec<f64> = expected.iter().map(|e| e / total).collect();
@@ -120,15 +120,15 @@ fn filters_of_a_large_vocabulary_equal_those_by_sorting() {
     let logits: Vec<f32> =
         (0..5000u64).map(|i| ((i * 2_654_435_761) % 997) as f32 / 100.0).collect();
     let weights: Vec<Candidate> =
-        logits.iter().zip(0..).map(|(l, id)| Candidate { weight: l.exp(), id }).collect();
+        logits.iter().zip(0..).map(|(l, place)| Candidate { weight: l.exp(), place }).collect();
     let mut sorted = weights.clone();
     sorted.sort_by(by_weight);
     for k in [1, 2, 40, 997, 4999] {
         let mut kept = Vec::new();
         collect_top_k(&mut kept, &logits, k);
-        let mut expected: Vec<u32> = sorted[..k].iter().map(|c| c.id).collect();
+        let mut expected: Vec<u32> = sorted[..k].iter().map(|c| c.place).collect();
         expected.sort_unstable();
-        assert_eq!(kept.iter().map(|c| c.id).collect::<Vec<_>>(), expected);
+        assert_eq!(kept.iter().map(|c| c.place).collect::<Vec<_>>(), expected);
     }
     let total: f64 = sorted.iter().map(|c| f64::from(c.weight)).sum();
     for p in [0.001, 0.1, 0.5, 0.9, 0.999] {
@@ -151,14 +151,16 @@ fn filters_of_a_large_vocabulary_equal_those_by_sorting() {
 #[test]
 fn greedy_takes_the_lowest_id_of_equals() {
     let mut sampler = sampler(GenerationConfig::default());
-    assert_eq!(sampler.draw(&[1.0, 5.0, -3.0, 5.0], &[], 0), Ok(1));
-    assert_eq!(sampler.draw(&[-1.0, f32::NEG_INFINITY, -1.0], &[], 0), Ok(0));
+    assert_eq!(sampler.draw(LogitRow::All(&[1.0, 5.0, -3.0, 5.0]), &[], 0), Ok(1));
+    assert_eq!(sampler.draw(LogitRow::All(&[-1.0, f32::NEG_INFINITY, -1.0]), &[], 0), Ok(0));
 }
 
 #[test]
 fn the_repetition_penalty_divides_positive_and_multiplies_negative_logits_once() {
     let config = GenerationConfig { repetition_penalty: 2.0, ..Default::default() };
-    let draw = |logits: &[f32], tokens: &[u32]| sampler(config.clone()).draw(logits, tokens, 0);
+    let draw = |logits: &[f32], tokens: &[u32]| {
+        sampler(config.clone()).draw(LogitRow::All(logits), tokens, 0)
+    };
     assert_eq!(draw(&[5.0, 3.0], &[0]), Ok(1)); // 2.5 < 3
     assert_eq!(draw(&[5.0, 2.4], &[0, 0, 0]), Ok(0)); // 2.5, not 0.6
     assert_eq!(draw(&[-1.0, -1.5], &[0]), Ok(1)); // -2 < -1.5
@@ -168,7 +170,8 @@ fn the_repetition_penalty_divides_positive_and_multiplies_negative_logits_once()
 fn the_repetition_penalty_forgets_what_is_long_past() {
     let config =
         GenerationConfig { repetition_penalty: 2.0, repeat_last_n: 2, ..Default::default() };
-    let draw = |tokens: &[u32]| sampler(config.clone()).draw(&[5.0, 3.0, 0.0], tokens, 0);
+    let draw =
+        |tokens: &[u32]| sampler(config.clone()).draw(LogitRow::All(&[5.0, 3.0, 0.0]), tokens, 0);
     assert_eq!(draw(&[0, 2]), Ok(1));
     assert_eq!(draw(&[0, 2, 2]), Ok(0));
 }
@@ -177,7 +180,7 @@ fn the_repetition_penalty_forgets_what_is_long_past() {
 fn presence_and_frequency_penalties_count_the_answer_only() {
     let draw = |presence_penalty, frequency_penalty, prompt_len| {
         let config = GenerationConfig { presence_penalty, frequency_penalty, ..Default::default() };
-        sampler(config).draw(&[5.0, 4.0, 3.1], &[0, 0, 0, 1], prompt_len)
+        sampler(config).draw(LogitRow::All(&[5.0, 4.0, 3.1]), &[0, 0, 0, 1], prompt_len)
     };
     assert_eq!(draw(1.5, 0.0, 0), Ok(0)); // 3.5, 2.5, 3.1
     assert_eq!(draw(0.0, 0.5, 0), Ok(0)); // 3.5, 3.5, 3.1: the lower id
@@ -190,7 +193,7 @@ fn same_seed_same_tokens() {
     let tokens = |seed| {
         let mut sampler = sampler(GenerationConfig { seed: Some(seed), ..config() });
         let logits = WEIGHTS.map(|w| w.ln() as f32);
-        (0..50).map(|_| sampler.draw(&logits, &[], 0).unwrap()).collect::<Vec<_>>()
+        (0..50).map(|_| sampler.draw(LogitRow::All(&logits), &[], 0).unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(tokens(1), tokens(1));
     assert_ne!(tokens(1), tokens(2));
@@ -201,10 +204,10 @@ fn logits_that_are_no_numbers_are_an_error() {
     for config in [GenerationConfig::default(), config()] {
         let mut sampler = sampler(config);
         for value in [f32::NAN, f32::INFINITY] {
-            let error = sampler.draw(&[0.0, value, 1.0], &[], 0).unwrap_err();
+            let error = sampler.draw(LogitRow::All(&[0.0, value, 1.0]), &[], 0).unwrap_err();
             assert_eq!(error.to_string(), format!("the model's logit of token 1 is {value}"));
         }
-        let nothing = sampler.draw(&[f32::NEG_INFINITY; 3], &[], 0);
+        let nothing = sampler.draw(LogitRow::All(&[f32::NEG_INFINITY; 3]), &[], 0);
         assert_eq!(nothing, Err(SampleError::Nothing));
     }
 }
@@ -215,7 +218,61 @@ fn extreme_temperatures_are_no_panic() {
         for logits in [[1e30, -1e30, 0.0], [-1e38, -1e38, -1e38]] {
             let config =
                 GenerationConfig { temperature, top_k: 2, top_p: 0.5, min_p: 0.5, ..config() };
-            assert!(sampler(config).draw(&logits, &[], 0).unwrap() < 3);
+            assert!(sampler(config).draw(LogitRow::All(&logits), &[], 0).unwrap() < 3);
         }
     }
+}
+
+/// Draws 20 times from all logits and from those wanted alone.
+#[track_caller]
+fn check_wanted(config: &GenerationConfig, logits: &[f32], prompt: &[u32]) {
+    let mut samplers = [sampler(config.clone()), sampler(config.clone())];
+    let mut tokens = prompt.to_vec();
+    for _ in 0..20 {
+        let ids = samplers[0].wanted(&tokens, &[], prompt.len()).of(logits);
+        let some: Vec<f32> = ids.iter().map(|&id| logits[id as usize]).collect();
+        let rows = [LogitRow::All(logits), LogitRow::Some { ids: &ids, logits: &some }];
+        let [all, some] = [0, 1].map(|i| samplers[i].draw(rows[i], &tokens, prompt.len()).unwrap());
+        assert_eq!(all, some, "{config:?} after {tokens:?}");
+        tokens.push(all);
+    }
+}
+
+#[test]
+fn the_wanted_logits_are_enough() {
+    let logits: Vec<f32> = (0..500u64).map(|i| ((i * 2_654_435_761) % 97) as f32 / 9.0).collect();
+    let base = GenerationConfig { seed: Some(5), temperature: 0.8, ..Default::default() };
+    let filters = [
+        GenerationConfig { temperature: 0.0, ..base.clone() },
+        GenerationConfig { top_k: 7, ..base.clone() },
+        GenerationConfig { top_k: 40, top_p: 0.8, min_p: 0.02, ..base.clone() },
+        GenerationConfig { min_p: 0.1, ..base.clone() },
+        GenerationConfig { min_p: 0.1, temperature: 30.0, ..base.clone() },
+        GenerationConfig { top_p: 0.5, ..base.clone() },
+        GenerationConfig { top_k: 1000, ..base },
+    ];
+    for filter in filters {
+        for (repetition_penalty, presence_penalty, frequency_penalty) in
+            [(1.0, 0.0, 0.0), (1.3, 0.0, 0.0), (0.5, 0.0, 0.0), (1.0, 1.5, 0.3), (1.2, -2.0, -2.0)]
+        {
+            let config = GenerationConfig {
+                repetition_penalty,
+                presence_penalty,
+                frequency_penalty,
+                repeat_last_n: 6,
+                ..filter.clone()
+            };
+            check_wanted(&config, &logits, &[3, 499, 17, 3, 9999]);
+        }
+    }
+}
+
+#[test]
+fn all_logits_are_wanted_only_where_the_choice_rests_on_all() {
+    let wanted = |config| sampler(config).wanted(&[1], &[2], 1);
+    let greatest = |count| Wanted::Some { always: vec![], others: Others::Greatest(count) };
+    assert_eq!(wanted(GenerationConfig::default()), greatest(1));
+    assert_eq!(wanted(GenerationConfig { top_k: 5, top_p: 0.5, ..config() }), greatest(5));
+    assert_eq!(wanted(GenerationConfig { top_p: 0.5, ..config() }), Wanted::All);
+    assert_eq!(wanted(config()), Wanted::All);
 }

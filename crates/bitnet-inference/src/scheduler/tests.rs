@@ -34,8 +34,10 @@ fn draw(scheduler: &mut Scheduler, plan: &Plan, token: impl Fn(usize) -> u32) ->
     let mut count = |entry: &Entry| {
         let generates =
             matches!(scheduler.running_mut(entry.id).unwrap().task, Task::Generate { .. });
-        let rows: Vec<f32> = entry.outputs.clone().flat_map(|i| one_hot(token(i))).collect();
-        if generates && !rows.is_empty() { scheduler.draw(entry, &rows).unwrap() } else { 0 }
+        let rows: Vec<Vec<f32>> =
+            entry.outputs.clone().map(|i| one_hot(token(i)).collect()).collect();
+        let rows = rows.iter().map(|row| LogitRow::All(row));
+        if generates && rows.len() > 0 { scheduler.draw(entry, rows).unwrap() } else { 0 }
     };
     plan.entries.iter().map(&mut count).collect()
 }
@@ -141,7 +143,8 @@ fn the_wanted_rows_are_those_of_the_batch() {
     let plan = plan(&mut scheduler).unwrap();
     let batch = batch(&scheduler, &plan);
     assert_eq!(batch.ids, [1, 1, 1, 1, 1, 2, 2, 2, 2, 2]);
-    assert_eq!(batch.outputs, [4, 8, 9]); // the last token of one, tokens 3 and 4 of the other
+    let rows: Vec<_> = batch.outputs.iter().map(|(row, _)| *row).collect();
+    assert_eq!(rows, [4, 8, 9]); // the last token of one, tokens 3 and 4 of the other
 }
 
 #[track_caller]

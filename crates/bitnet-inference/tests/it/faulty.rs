@@ -10,7 +10,9 @@ use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::dense::DenseMatrix;
 use bitnet_kernels::head::{HeadType, InvalidHead};
 use bitnet_kernels::kv::KvShape;
+use bitnet_kernels::logits::{Logits, Wanted};
 use bitnet_kernels::profile::Profile;
+use bitnet_kernels::stored::{Stored, StoredParts};
 use bitnet_kernels::ternary::TernaryMatrix;
 
 /// The CPU with strings attached.
@@ -62,6 +64,26 @@ impl Backend for Faulty {
         taken: &(dyn Fn(Range<usize>) + Sync),
     ) -> Result<Self::Head, InvalidHead> {
         self.cpu.upload_head(weights, form, taken)
+    }
+
+    fn layout(&self, head: HeadType) -> String {
+        self.cpu.layout(head)
+    }
+
+    fn store_ternary<'a>(&self, w: &'a Self::Ternary) -> StoredParts<'a> {
+        self.cpu.store_ternary(w)
+    }
+
+    fn restore_ternary(&self, rows: usize, cols: usize, stored: &Stored) -> Option<Self::Ternary> {
+        self.cpu.restore_ternary(rows, cols, stored)
+    }
+
+    fn store_head<'a>(&self, head: &'a Self::Head) -> Option<StoredParts<'a>> {
+        self.cpu.store_head(head)
+    }
+
+    fn restore_head(&self, rows: usize, cols: usize, stored: &Stored) -> Option<Self::Head> {
+        self.cpu.restore_head(rows, cols, stored)
     }
 
     fn upload_vector(&self, weights: Vec<f32>) -> Self::Vector {
@@ -142,14 +164,15 @@ impl Backend for Faulty {
         &self,
         scratch: &mut Self::Scratch,
         x: &Self::Activations,
-        rows: &[usize],
+        rows: &[(usize, Wanted)],
         norm: &Norm<Self::Vector>,
         head: &Self::Head,
-        out: &mut Vec<f32>,
+        out: &mut Logits,
     ) {
         self.cpu.logits(scratch, x, rows, norm, head, out);
         if self.nan.load(Ordering::Relaxed) {
-            out.fill(f32::NAN);
+            let whole = out.whole().len();
+            *out = Logits::from_whole(vec![f32::NAN; whole], head.rows());
         }
     }
 }

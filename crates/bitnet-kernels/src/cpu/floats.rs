@@ -5,13 +5,15 @@
 use std::ops::Range;
 
 use super::isa::Isa;
+use super::packed::Block;
 use crate::dense::DenseMatrix;
 use crate::kv::{KvPart, KvPartMut};
 use crate::scalar::attention::{Dots, Form, Partials, Quad, Row, TOGETHER, Weights};
 use crate::scalar::elementwise::Activation;
 use crate::scalar::int8::Split;
+use crate::scalar::screen::{PanelBounds, Rotation, TokenBounds, Turning};
 #[cfg(not(target_arch = "x86_64"))]
-use crate::scalar::{attention, elementwise, head, int8, kv, norm, rope};
+use crate::scalar::{attention, elementwise, head, int8, kv, norm, rope, screen};
 
 /// Hands the list of operations to the macro `$with`, which makes a version of each.
 macro_rules! float_operations {
@@ -57,6 +59,12 @@ macro_rules! float_operations {
             fn gate(activation: Activation, up: &[f32], gate: &mut [f32]) -> () = elementwise;
             /// See [`crate::scalar::head::quantize_head_row`].
             fn quantize_head_row(head: &DenseMatrix, row: usize, values: &mut Vec<f32>, q: &mut [i8]) -> Option<f32> = head;
+            /// See [`crate::scalar::screen::screen_panel`].
+            fn screen_panel(rotation: &Rotation, rows: &[i8], stride: usize, turning: &mut Turning, blocks: &mut [Block]) -> PanelBounds = screen;
+            /// See [`crate::scalar::screen::screen_token`].
+            fn screen_token(rotation: &Rotation, halves: [&[i8]; 2], x_scale: f32, turning: &mut Turning, out: &mut [i8]) -> TokenBounds = screen;
+            /// See [`crate::scalar::screen::upper_bounds`].
+            fn upper_bounds(sums: &[i32], rows: [&[f32]; 2], token: &TokenBounds, bounds: &mut [f32], greatest: &mut [f32]) -> () = screen;
             /// See [`crate::scalar::int8::split`].
             fn split(x: &[f32], high: &mut [i8], low: &mut [i8]) -> Split = int8;
         }

@@ -22,6 +22,7 @@ pub(crate) mod product;
 mod projection;
 pub mod selection;
 mod selftest;
+mod stored;
 mod team;
 pub mod topology;
 #[cfg(target_arch = "x86_64")]
@@ -35,10 +36,12 @@ use std::time::Instant;
 
 use crate::backend::{Backend, Gated, Norm, Projection, Span};
 use crate::dense::DenseMatrix;
-use crate::head::{HeadType, InvalidHead};
+use crate::head::{HeadRecord, HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
+use crate::logits::{Logits, Wanted};
 use crate::memory::Arena;
 use crate::profile::Profile;
+use crate::stored::{Stored, StoredParts};
 use crate::ternary::TernaryMatrix;
 pub use bitlinear::CpuTernary;
 use bitlinear::{Part, Products, blocks};
@@ -75,6 +78,9 @@ struct WorkerScratch {
     row: Vec<f32>,
     attention: attention::Scratch,
     input: OwnInput,
+    screened: Vec<i32>,
+    gathered: Option<head::packed::Int8Head>,
+    turning: crate::scalar::screen::Turning,
 }
 
 /// Floats `[rows, cols]`.
@@ -106,6 +112,7 @@ pub struct CpuScratch {
     normed: Matrix,
     attention: attention::Plan,
     split: SplitRows,
+    two_stage: head::two_stage::Scratch,
     workers: Vec<WorkerScratch>,
 }
 
@@ -227,6 +234,30 @@ impl Backend for CpuBackend {
         self.make_head(weights, form, taken)
     }
 
+    fn head_record(&self, head: &CpuHead) -> Option<Arc<HeadRecord>> {
+        head.record().cloned()
+    }
+
+    fn layout(&self, head: HeadType) -> String {
+        stored::layout(self.packing.packing, head)
+    }
+
+    fn store_ternary<'a>(&self, w: &'a CpuTernary) -> StoredParts<'a> {
+        stored::store_ternary(w)
+    }
+
+    fn restore_ternary(&self, rows: usize, cols: usize, stored: &Stored) -> Option<CpuTernary> {
+        stored::restore_ternary(rows, cols, stored)
+    }
+
+    fn store_head<'a>(&self, head: &'a CpuHead) -> Option<StoredParts<'a>> {
+        stored::store_head(head)
+    }
+
+    fn restore_head(&self, rows: usize, cols: usize, stored: &Stored) -> Option<CpuHead> {
+        stored::restore_head(rows, cols, stored)
+    }
+
     fn upload_vector(&self, weights: Vec<f32>) -> Vec<f32> {
         weights
     }
@@ -345,10 +376,10 @@ impl Backend for CpuBackend {
         &self,
         scratch: &mut CpuScratch,
         x: &Matrix,
-        rows: &[usize],
+        rows: &[(usize, Wanted)],
         norm: &Norm<Vec<f32>>,
         head: &CpuHead,
-        out: &mut Vec<f32>,
+        out: &mut Logits,
     ) {
         self.head_logits(scratch, x, rows, norm, head, out);
     }

@@ -104,7 +104,7 @@ impl FromStr for Packing {
 /// A panel's share of [`Packing::block_cols`] columns.
 pub type Block = Line;
 
-fn block_of(quads: [u32; PANEL_ROWS]) -> Block {
+pub(crate) fn block_of(quads: [u32; PANEL_ROWS]) -> Block {
     let mut bytes = [0; 64];
     for (bytes, quad) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(quads) {
         *bytes = quad.to_le_bytes();
@@ -176,6 +176,39 @@ impl PackedTernary {
             }
         }
         Self { packing, rows, cols, blocks_per_panel, blocks }
+    }
+
+    /// A matrix of codes 0, two bits each, to be filled by [`Self::blocks_mut`]. There may be codes 3 among these if
+    /// activations are small enough for it; see [`crate::scalar::screen::MAX_ACTIVATION`].
+    pub(super) fn of_codes(rows: usize, cols: usize) -> Self {
+        assert!(cols <= MAX_COLS, "{cols} columns could overflow 32 bits");
+        let packing = Packing::TwoBits;
+        let blocks = Lines::zeroed(packing.matrix_bytes(rows, cols) / size_of::<Block>());
+        let blocks_per_panel = cols.div_ceil(packing.block_cols());
+        Self { packing, rows, cols, blocks_per_panel, blocks }
+    }
+
+    /// All blocks, panel by panel.
+    pub(super) fn blocks_mut(&mut self) -> &mut [Block] {
+        &mut self.blocks
+    }
+
+    /// A matrix `[rows, cols]` that was packed before, of the bytes of its panels; none if these are not as many as it has.
+    pub(super) fn of_panels(
+        packing: Packing,
+        rows: usize,
+        cols: usize,
+        blocks: Lines,
+    ) -> Option<Self> {
+        let blocks_per_panel = cols.div_ceil(packing.block_cols());
+        let expected = rows.div_ceil(PANEL_ROWS).checked_mul(blocks_per_panel)?;
+        (blocks.len() == expected && cols <= MAX_COLS).then_some(())?;
+        Some(Self { packing, rows, cols, blocks_per_panel, blocks })
+    }
+
+    /// The bytes of all panels.
+    pub(super) fn panel_bytes(&self) -> &[u8] {
+        self.blocks.bytes()
     }
 
     /// A matrix of the same byte everywhere, for timing.

@@ -42,6 +42,8 @@ const CLEARLY_FASTER: f64 = 1.03;
 pub enum PackingChoice {
     /// This one.
     Fixed(Packing),
+    /// This one, which was found to be the fastest before.
+    Remembered(Packing),
     /// The faster one for a model with so many ternary weights.
     Fastest {
         /// All that one token is multiplied with.
@@ -63,6 +65,8 @@ pub struct ChosenPacking {
 pub enum PackingReason {
     /// Nothing else was asked for.
     Fixed,
+    /// It was faster at an earlier start.
+    Remembered,
     /// The model is small enough to stay in cache, so bytes matter less than instructions.
     Small,
     /// It was faster, in weights per second.
@@ -79,6 +83,7 @@ impl fmt::Display for ChosenPacking {
         write!(f, "{}", self.packing)?;
         match self.reason {
             PackingReason::Fixed => Ok(()),
+            PackingReason::Remembered => f.write_str(" (timed at an earlier start)"),
             PackingReason::Small => f.write_str(" (stays in cache)"),
             PackingReason::Timed { two_bits, five_trits } => {
                 let [two, five] = [two_bits, five_trits].map(|speed| speed / 1e9);
@@ -109,6 +114,9 @@ impl ChosenPacking {
     pub(super) fn choose(choice: PackingChoice, isa: Isa, pool: &ThreadPool) -> Self {
         match choice {
             PackingChoice::Fixed(packing) => Self::fixed(packing),
+            PackingChoice::Remembered(packing) => {
+                Self { packing, reason: PackingReason::Remembered }
+            }
             PackingChoice::Fastest { weights } if weights / 4 <= SMALL => {
                 Self { packing: Packing::TwoBits, reason: PackingReason::Small }
             }

@@ -83,9 +83,9 @@ pub(super) fn check_int8(
             let inputs = &inputs[..tokens * cols];
             let x = SplitRows::from_floats(inputs, cols);
             let mut out = vec![f32::NAN; tokens * rows];
-            stripes(&mut out, rows, rows)
-                .all()
-                .for_each(|mut out| run(&Int8Product { head: &head, x: &x }, &mut out));
+            stripes(&mut out, rows, rows).all().for_each(|mut out| {
+                run(&Int8Product { head: &head, x: &x, tokens: 0..tokens }, &mut out)
+            });
             for (i, &found) in out.iter().enumerate() {
                 let (token, row) = (i / rows, i % rows);
                 let expected = scalar::int8::logit(

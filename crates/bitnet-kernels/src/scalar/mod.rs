@@ -11,6 +11,7 @@ pub mod int8;
 pub mod kv;
 pub mod norm;
 pub mod rope;
+pub mod screen;
 pub mod ternary;
 
 /// Partial sums of a reduction over floats; a multiple of every vector width.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bitnet_kernels::backend::{Backend, Norm};
 use bitnet_kernels::head::HeadType;
 
-use super::{Layer, Model, rope};
+use super::{Layer, Model, PackedCache, Place, rope};
 use crate::config::ArchConfig;
 use crate::error::LoadError;
 use crate::format::Checkpoint;
@@ -22,7 +22,7 @@ pub struct LoadProgress {
 }
 
 /// The ternary matrices of a layer by their Hugging Face names.
-const LINEARS: [&str; 7] = [
+pub(super) const LINEARS: [&str; 7] = [
     "self_attn.q_proj",
     "self_attn.k_proj",
     "self_attn.v_proj",
@@ -33,7 +33,7 @@ const LINEARS: [&str; 7] = [
 ];
 
 /// Output and input features of `LINEARS[linear]`.
-fn shape(config: &ArchConfig, linear: usize) -> (usize, usize) {
+pub(super) fn shape(config: &ArchConfig, linear: usize) -> (usize, usize) {
     let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = (
         config.num_attention_heads * config.head_dim,
@@ -50,6 +50,31 @@ fn shape(config: &ArchConfig, linear: usize) -> (usize, usize) {
     ][linear]
 }
 
+/// The name of a ternary matrix by its position among those of all layers.
+pub(super) fn linear_name(index: usize) -> String {
+    format!("model.layers.{}.{}", index / LINEARS.len(), LINEARS[index % LINEARS.len()])
+}
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions<'a> {
+    /// How the output head is held.
+    pub head: HeadType,
+    /// Threads that read and pack weights.
+    pub threads: usize,
+    /// Where packed weights are kept between loads.
+    pub cache: Option<&'a PackedCache>,
+    /// Where weights out of a cache are; those that are packed anew without one are in memory.
+    pub place: Place,
+}
+
+/// What is rearranged while a model is loaded.
+pub(super) struct Weights<B: Backend> {
+    /// The matrices of each layer in the order of [`LINEARS`].
+    pub linears: Vec<B::Ternary>,
+    pub lm_head: B::Head,
+}
+
 impl<B: Backend> Model<B> {
     /// Reads all weights with `threads` threads; `progress` is called from any of them. `head`: how the output head is held.
     ///
@@ -62,30 +87,69 @@ impl<B: Backend> Model<B> {
         threads: usize,
         progress: &(dyn Fn(LoadProgress) + Sync),
     ) -> Result<Self, LoadError> {
+        let options = LoadOptions { head, threads, cache: None, place: Place::Memory };
+        Self::load_packing(checkpoint, backend, &options, progress)
+    }
+
+    /// Packs all weights.
+    pub(super) fn load_packing(
+        checkpoint: &Checkpoint,
+        backend: Arc<B>,
+        options: &LoadOptions<'_>,
+        progress: &(dyn Fn(LoadProgress) + Sync),
+    ) -> Result<Self, LoadError> {
+        // Where the head takes another form, that reads its table, and looks for what is not finite as it goes.
+        let read = (options.head != HeadType::File).then(|| head_name(checkpoint));
+        checkpoint.check_tables(read, options.threads)?;
+        let lm_head = load_head(checkpoint, &*backend, options.head)?;
+        let linears = load_linears(checkpoint, &*backend, options.threads, progress)?;
+        Self::assemble(checkpoint, backend, Weights { linears, lm_head })
+    }
+
+    /// Adds what stays as it is in the file.
+    pub(super) fn assemble(
+        checkpoint: &Checkpoint,
+        backend: Arc<B>,
+        weights: Weights<B>,
+    ) -> Result<Self, LoadError> {
         let config = checkpoint.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        checkpoint.check_tables(threads)?;
         let embed_tokens =
             backend.upload_dense(checkpoint.dense("model.embed_tokens", vocab, hidden)?);
-        let lm_head = load_head(checkpoint, &*backend, head)?;
         let norm = load_norm(checkpoint, &*backend, "model.norm", hidden)?;
-        let mut linears = load_linears(checkpoint, &*backend, threads, progress)?.into_iter();
+        let Weights { linears, lm_head } = weights;
+        let mut linears = linears.into_iter();
         let layers = (0..config.num_hidden_layers)
             .map(|index| load_layer(checkpoint, &*backend, index, &mut linears))
             .collect::<Result<_, _>>()?;
         let inverse_frequencies = rope::inverse_frequencies(&config.rope, config.head_dim);
-        Ok(Self { backend, config, embed_tokens, layers, norm, lm_head, inverse_frequencies })
+        let residency = None;
+        Ok(Self {
+            backend,
+            config,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+            inverse_frequencies,
+            residency,
+        })
     }
 }
 
+/// The table that is the output head.
+fn head_name(checkpoint: &Checkpoint) -> &'static str {
+    if checkpoint.config().tie_word_embeddings { "model.embed_tokens" } else { "lm_head" }
+}
+
 /// The output head, out of the embedding table where that is the same.
-fn load_head<B: Backend>(
+pub(super) fn load_head<B: Backend>(
     checkpoint: &Checkpoint,
     backend: &B,
     form: HeadType,
 ) -> Result<B::Head, LoadError> {
     let config = checkpoint.config();
-    let name = if config.tie_word_embeddings { "model.embed_tokens" } else { "lm_head" };
+    let name = head_name(checkpoint);
     let weights = checkpoint.dense(name, config.vocab_size, config.hidden_size)?;
     let taken = |rows| checkpoint.release_rows(name, rows);
     backend
@@ -150,9 +214,8 @@ fn load_linears<B: Backend>(
             if index >= total {
                 return Ok(());
             }
-            let linear = index % LINEARS.len();
-            let name = format!("model.layers.{}.{}", index / LINEARS.len(), LINEARS[linear]);
-            let (rows, cols) = shape(config, linear);
+            let name = linear_name(index);
+            let (rows, cols) = shape(config, index % LINEARS.len());
             let weights = checkpoint
                 .ternary(&name, rows, cols)
                 .inspect_err(|_| next.store(total, Ordering::Relaxed))?;

@@ -4,12 +4,16 @@
 //! ternary Llama family differ in three switches of one layer (sub-norms, activation, tied head), so there is one decoder
 //! and no type per family; reading a family's files is the business of `format` and `config`.
 
+mod cache;
 mod load;
+mod residency;
 mod rope;
 
 use std::sync::Arc;
 
 use bitnet_kernels::backend::{Backend, Gated, Norm, Projection};
+use bitnet_kernels::head::HeadRecord;
+use bitnet_kernels::logits::Logits;
 use bitnet_kernels::profile::{Phase, PhaseTime};
 use bitnet_kernels::scalar::elementwise::Activation;
 use bitnet_kernels::scalar::rope::RopeTable;
@@ -18,7 +22,9 @@ use crate::batch::Batch;
 use crate::config::ArchConfig;
 use crate::kv::KvCache;
 
-pub use load::LoadProgress;
+pub use crate::format::packed::Place;
+pub use cache::{CacheUse, PackedCache};
+pub use load::{LoadOptions, LoadProgress};
 
 /// A model, immutable after loading.
 pub struct Model<B: Backend> {
@@ -29,6 +35,8 @@ pub struct Model<B: Backend> {
     norm: Norm<B::Vector>,
     lm_head: B::Head,
     inverse_frequencies: Vec<f32>,
+    /// Which layers are in memory, where not all may be.
+    residency: Option<residency::Residency>,
 }
 
 struct Layer<B: Backend> {
@@ -45,6 +53,14 @@ struct Layer<B: Backend> {
     down_proj: B::Ternary,
 }
 
+impl<B: Backend> Layer<B> {
+    /// The ternary matrices in the order of `load::LINEARS`.
+    fn linears(&self) -> [&B::Ternary; 7] {
+        let Self { q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, .. } = self;
+        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+    }
+}
+
 /// Activation memory of one caller of [`Model::forward`].
 pub struct Scratch<B: Backend> {
     hidden: B::Activations,
@@ -52,7 +68,7 @@ pub struct Scratch<B: Backend> {
     attention: B::Activations,
     gated: B::Activations,
     rope: RopeTable,
-    logits: Vec<f32>,
+    logits: Logits,
     operations: B::Scratch,
 }
 
@@ -80,6 +96,11 @@ impl<B: Backend> Model<B> {
         &self.backend
     }
 
+    /// Where the output head counts what happens, if it is one that leaves out logits.
+    pub fn head_record(&self) -> Option<Arc<HeadRecord>> {
+        self.backend.head_record(&self.lm_head)
+    }
+
     /// Activation memory for a caller of [`Self::forward`].
     pub fn scratch(&self) -> Scratch<B> {
         let new = || self.backend.activations();
@@ -89,12 +110,12 @@ impl<B: Backend> Model<B> {
             attention: new(),
             gated: new(),
             rope: RopeTable::default(),
-            logits: Vec::new(),
+            logits: Logits::default(),
             operations: self.backend.scratch(),
         }
     }
 
-    /// Runs a batch through all layers. Returns logits `[batch.outputs.len(), vocab_size]` in f32.
+    /// Runs a batch through all layers. Returns a row of logits for each of `batch.outputs`.
     ///
     /// # Panics
     /// If an id is not below `vocab_size` or a slot not in the cache.
@@ -103,7 +124,7 @@ impl<B: Backend> Model<B> {
         batch: &Batch,
         kv: &mut KvCache<B>,
         scratch: &'s mut Scratch<B>,
-    ) -> &'s [f32] {
+    ) -> &'s Logits {
         self.forward_observed(batch, kv, scratch, &mut |_, _| {})
     }
 
@@ -114,7 +135,7 @@ impl<B: Backend> Model<B> {
         kv: &mut KvCache<B>,
         scratch: &'s mut Scratch<B>,
         observe: &mut dyn FnMut(Point, &B::Activations),
-    ) -> &'s [f32] {
+    ) -> &'s Logits {
         assert!(
             batch.ids.iter().all(|&id| (id as usize) < self.config.vocab_size),
             "callers check token ids"
@@ -139,6 +160,9 @@ impl<B: Backend> Model<B> {
         self.backend.embed(&self.embed_tokens, &batch.ids, &mut scratch.hidden);
         drop(phase);
         for (index, (layer, kv)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
+            if let Some(residency) = &self.residency {
+                residency.enter(index);
+            }
             observe(Point::Hidden(index), &scratch.hidden);
             self.attention(layer, batch, kv, scratch);
             observe(Point::Attention(index), &scratch.attention);

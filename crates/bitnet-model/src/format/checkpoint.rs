@@ -2,6 +2,7 @@
 
 mod check;
 mod finite;
+mod identity;
 mod read;
 
 use std::{
@@ -150,6 +151,11 @@ impl Checkpoint {
         checkpoint.with_tensors(shards.tensors)
     }
 
+    /// The file or directory that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What the model is.
     pub fn config(&self) -> &ArchConfig {
         &self.config
@@ -243,6 +249,13 @@ impl Checkpoint {
         }
     }
 
+    /// Reads a tensor's pages of a mapped file with `threads` threads, so that its first use does not wait for the disk.
+    pub fn bring_in(&self, name: &str, threads: usize) {
+        if let Some(tensor) = self.tensors.get(&format!("{name}.weight")) {
+            self.sources[tensor.file].bring_in(tensor.range.clone(), threads);
+        }
+    }
+
     /// Gives the memory behind a tensor's file pages back, once it has been copied. Its views stay valid.
     pub fn release(&self, name: &str) {
         if let Some(tensor) = self.tensors.get(&format!("{name}.weight")) {
@@ -271,7 +284,10 @@ impl Checkpoint {
         let path = tensor.map_or(self.path.as_path(), |tensor| self.file_of(tensor));
         let name = tensor.map_or(name, |tensor| &tensor.own_name);
         match invalid {
-            InvalidHead::NotFinite { row } => not_finite(path, *row, name),
+            InvalidHead::NotFinite { row } => self
+                .name_not_finite(tensor, *row)
+                .err()
+                .unwrap_or_else(|| not_finite(path, *row, name)),
             InvalidHead::TooWide { .. } => LoadError::Unsupported {
                 path: path.into(),
                 what: format!("an output head of {form} from tensor `{name}`"),
@@ -281,9 +297,18 @@ impl Checkpoint {
         }
     }
 
+    /// The error for a row of a table that is not finite, with its column; none if all of it is.
+    fn name_not_finite(&self, tensor: Option<&Tensor>, row: usize) -> Result<(), LoadError> {
+        let Some(tensor) = tensor else { return Ok(()) };
+        let (Encoding::Dense(dtype), &[_, cols]) = (tensor.encoding, &tensor.shape[..]) else {
+            return Ok(());
+        };
+        self.name_first(tensor, dtype, cols, row as u64..row as u64 + 1)
+    }
+
     /// Reads every weight once, so that damage anywhere shows.
     pub fn verify(&self) -> Result<(), LoadError> {
-        self.check_tables(1)?;
+        self.check_tables(None, 1)?;
         for (name, role, shape) in names::expected(&self.config) {
             match (role, shape.as_slice()) {
                 (Role::Linear, &[rows, cols]) => drop(self.ternary(&name, rows, cols)?),

@@ -29,6 +29,25 @@ impl Mapping {
         Bytes::from_owner(self.clone())
     }
 
+    /// Asks the system to hold this file in large pages where it can. Nothing depends on it but speed.
+    pub fn prefer_large_pages(&self) {
+        #[cfg(target_os = "linux")]
+        if let Err(error) = self.0.advise(memmap2::Advice::HugePage) {
+            tracing::debug!(%error, "a mapped file has small pages");
+        }
+    }
+
+    /// Has the pages of `range` read from the disk, and does not wait for it. Nothing depends on it but speed.
+    pub fn fetch(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Err(error) = self.0.advise_range(memmap2::Advice::WillNeed, range.start, range.len())
+        {
+            tracing::debug!(%error, "pages of a mapped file are not fetched ahead");
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
     /// Tells the system that the pages inside `range` will not be read soon. They are fetched from the file again if they are.
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]

@@ -10,6 +10,7 @@ pub(crate) mod impostor;
 mod json;
 mod mmap;
 mod names;
+pub(crate) mod packed;
 mod safetensors;
 pub(crate) mod source;
 

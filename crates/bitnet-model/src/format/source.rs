@@ -1,7 +1,9 @@
 //! Where the bytes of a model file are.
 
 use std::{
-    fs::File,
+    convert::Infallible,
+    fs::{File, Metadata},
+    hint::black_box,
     io::{self, Read, Seek, SeekFrom},
     ops::Range,
     path::Path,
@@ -11,7 +13,7 @@ use std::{
 use bytes::Bytes;
 
 use super::mmap::Mapping;
-use crate::error::LoadError;
+use crate::{error::LoadError, parallel};
 
 /// Reads a small file whole, but no more than one byte past `limit`, so that the caller sees that it is longer.
 ///
@@ -30,9 +32,9 @@ pub(crate) fn read_small(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 /// The bytes of one file: mapped, already in memory, or read when they are asked for.
 #[derive(Debug)]
 pub(super) enum Source {
-    Mapped(Mapping),
+    Mapped(Mapping, Metadata),
     Memory(Bytes),
-    File(Mutex<File>, u64),
+    File(Mutex<File>, Metadata),
 }
 
 impl Source {
@@ -46,17 +48,25 @@ impl Source {
         let file = File::open(path).map_err(io_error)?;
         let metadata = file.metadata().map_err(io_error)?;
         if mmap {
-            Ok(Self::Mapped(Mapping::new(&file).map_err(io_error)?))
+            Ok(Self::Mapped(Mapping::new(&file).map_err(io_error)?, metadata))
         } else {
-            Ok(Self::File(Mutex::new(file), metadata.len()))
+            Ok(Self::File(Mutex::new(file), metadata))
+        }
+    }
+
+    /// What the system said of the file when it was opened; nothing of bytes in memory.
+    pub fn metadata(&self) -> Option<&Metadata> {
+        match self {
+            Self::Mapped(_, metadata) | Self::File(_, metadata) => Some(metadata),
+            Self::Memory(_) => None,
         }
     }
 
     pub fn len(&self) -> u64 {
         match self {
-            Self::Mapped(mapping) => mapping.as_ref().len() as u64,
+            Self::Mapped(mapping, _) => mapping.as_ref().len() as u64,
             Self::Memory(bytes) => bytes.len() as u64,
-            Self::File(_, len) => *len,
+            Self::File(_, metadata) => metadata.len(),
         }
     }
 
@@ -66,7 +76,7 @@ impl Source {
         let start = usize::try_from(range.start).map_err(too_large)?;
         let end = usize::try_from(range.end).map_err(too_large)?;
         match self {
-            Self::Mapped(mapping) => Ok(mapping.bytes().slice(start..end)),
+            Self::Mapped(mapping, _) => Ok(mapping.bytes().slice(start..end)),
             Self::Memory(bytes) => Ok(bytes.slice(start..end)),
             Self::File(file, _) => {
                 let mut buffer = vec![0; end - start];
@@ -81,7 +91,7 @@ impl Source {
     /// Runs `parse` on a reader of the file from its start.
     pub fn parse<T>(&self, parse: impl FnOnce(&mut dyn Read) -> T) -> io::Result<T> {
         match self {
-            Self::Mapped(mapping) => Ok(parse(&mut mapping.as_ref())),
+            Self::Mapped(mapping, _) => Ok(parse(&mut mapping.as_ref())),
             Self::Memory(bytes) => Ok(parse(&mut bytes.as_ref())),
             Self::File(file, _) => {
                 let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,9 +101,26 @@ impl Source {
         }
     }
 
+    /// Touches every page of a range of a mapped file, with `threads` threads.
+    pub fn bring_in(&self, range: Range<u64>, threads: usize) {
+        // The smallest page there is, and pages that a thread touches at a time: 2 MiB of them.
+        const PAGE: usize = 4096;
+        const AT_ONCE: usize = 2 << 20;
+        let (Self::Mapped(..), Ok(bytes)) = (self, self.read(range)) else { return };
+        let pieces = Mutex::new(bytes.chunks(AT_ONCE));
+        let touched = parallel::share(threads, || -> Result<(), Infallible> {
+            loop {
+                let next = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some(piece) = next else { return Ok(()) };
+                black_box(piece.iter().step_by(PAGE).fold(0, |all, byte| all ^ byte));
+            }
+        });
+        touched.unwrap_or_else(|never| match never {});
+    }
+
     /// Gives the memory behind a range back to the system where it can be had again.
     pub fn release(&self, range: Range<u64>) {
-        if let (Self::Mapped(mapping), Ok(start), Ok(end)) =
+        if let (Self::Mapped(mapping, _), Ok(start), Ok(end)) =
             (self, range.start.try_into(), range.end.try_into())
         {
             mapping.release(start..end);

@@ -72,7 +72,7 @@ impl<'m> Run<'m> {
         batch.push(ids, self.len, &[2, 0, 1], Outputs::All);
         self.len += ids.len();
         assert!(self.len <= 3 * PAGE);
-        self.model.forward(&batch, &mut self.kv, &mut self.model.scratch()).to_vec()
+        self.model.forward(&batch, &mut self.kv, &mut self.model.scratch()).whole().to_vec()
     }
 }
 
@@ -246,7 +246,7 @@ fn sequences_in_one_batch_do_not_see_each_other() {
     batch.push(&a, 0, &[1], Outputs::All);
     batch.push(&b, 0, &[0], Outputs::Last);
     let mut kv = KvCache::new(&**model.backend(), model.config(), KvType::F32, 2);
-    let together = model.forward(&batch, &mut kv, &mut model.scratch()).to_vec();
+    let together = model.forward(&batch, &mut kv, &mut model.scratch()).whole().to_vec();
     let vocab = model.config().vocab_size;
     let (alone_a, alone_b) = (Run::new(&model).feed(&a), Run::new(&model).feed(&b));
     assert!(

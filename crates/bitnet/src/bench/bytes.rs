@@ -2,7 +2,7 @@
 //! here: a new form of weights, head or cache changes one line.
 
 use bitnet_kernels::cpu::packed::Packing;
-use bitnet_kernels::head::HeadType;
+use bitnet_kernels::head::{HeadCounts, HeadType};
 use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_model::config::ArchConfig;
 use bitnet_model::format::Checkpoint;
@@ -81,6 +81,22 @@ impl TokenBytes {
     /// What a step reads that generates a token for each of `count` sequences: weights once, keys and values for each.
     pub fn for_sequences(self, count: usize) -> Self {
         Self { kv: self.kv * count as u64, ..self }
+    }
+
+    /// With the rows that a two-stage head computed for each of `sequences` tokens, and with the whole head as often as it gave
+    /// up; audits are not counted.
+    pub fn with_head_counts(
+        self,
+        config: &ArchConfig,
+        counts: HeadCounts,
+        sequences: usize,
+    ) -> Self {
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let searches = (counts.found + counts.given_up).max(1) as f64;
+        let share = |count: u64| count as f64 / searches * sequences as f64;
+        let all = share(counts.given_up).min(1.0) * vocab as f64;
+        let rows = share(counts.rows) + all;
+        Self { head: self.head + (rows * HeadType::row_bytes(hidden) as f64) as u64, ..self }
     }
 
     /// All parts together.

@@ -23,6 +23,13 @@ impl Timed {
     pub fn prompt_seconds(&self) -> Option<f64> {
         Some(self.at.first()?.duration_since(self.started).as_secs_f64())
     }
+
+    /// Tokens per second after the first one.
+    pub fn rate(&self) -> Option<f64> {
+        let (first, last) = (self.at.first()?, self.at.last()?);
+        let seconds = last.duration_since(*first).as_secs_f64();
+        (seconds > 0.0).then(|| (self.at.len() - 1) as f64 / seconds)
+    }
 }
 
 /// A generation cut into measurements: after a prompt come windows of the same number of tokens.

@@ -347,6 +347,7 @@ impl Bench<'_> {
         model: &BitNetModel,
         work: Work,
     ) -> Result<Result<Measured, Outcome>, Error> {
+        let head_before = model.head_counts().unwrap_or_default();
         let mut watch = Watch::begin(self.machine.processors);
         let mut rates = Vec::new();
         let mut wrong = None;
@@ -391,6 +392,7 @@ impl Bench<'_> {
         if let Some(wrong) = wrong {
             return Ok(Err(wrong));
         }
+        let head_counts = model.head_counts().unwrap_or_default().since(head_before);
         let context = windows.map_or(0.0, |windows| windows.context());
         let step_tokens = engine.limits().max_batch_tokens;
         let tokens_per_step = match work {
@@ -401,7 +403,9 @@ impl Bench<'_> {
             work,
             rates,
             tokens_per_step,
-            bytes_per_step: TokenBytes::new(model, context).for_sequences(sequences),
+            bytes_per_step: TokenBytes::new(model, context)
+                .for_sequences(sequences)
+                .with_head_counts(model.config(), head_counts, sequences),
             macs_per_token: bytes::ternary_weights(model.config()),
             probes: Bracket::default(),
             conditions: watch.end(),

@@ -3,8 +3,8 @@
 use std::fs;
 
 use bitnet::{
-    BitNetModel, Error, FinishReason, GenerationConfig, Message, ModelConfig, Prompt, Role,
-    SamplingStrategy, Stop,
+    BitNetModel, DraftStrategy, Error, FinishReason, GenerationConfig, HeadType, Message,
+    ModelConfig, Prompt, Role, SamplingStrategy, Stop,
 };
 use futures_lite::{StreamExt, future};
 use serde_json::Value;
@@ -204,4 +204,40 @@ fn logits_are_those_that_generating_chooses_by() {
         let best = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
         assert_eq!(best, id as usize);
     }
+}
+
+#[test]
+fn a_two_stage_head_chooses_what_an_int8_head_does() {
+    let path = testdata("demo-model/gguf/demo-tq2_0.gguf");
+    let [int8, two_stage] = [HeadType::Int8, HeadType::TwoStage].map(|head| {
+        let config = ModelConfig { head, ..Default::default() };
+        BitNetModel::from_pretrained(&path).with_config(config).load().unwrap()
+    });
+    let warm = |strategy| GenerationConfig {
+        sampling_strategy: strategy,
+        temperature: 0.9,
+        seed: Some(3),
+        ..greedy(60)
+    };
+    let configs = [
+        greedy(60),
+        GenerationConfig { repetition_penalty: 1.3, presence_penalty: 0.4, ..greedy(60) },
+        GenerationConfig { draft: DraftStrategy::Ngram, ..greedy(60) },
+        GenerationConfig { top_k: 40, ..warm(SamplingStrategy::TopK) },
+        GenerationConfig { top_k: 20, top_p: 0.9, min_p: 0.02, ..warm(SamplingStrategy::TopP) },
+        GenerationConfig { min_p: 0.05, frequency_penalty: 0.3, ..warm(SamplingStrategy::MinP) },
+        GenerationConfig { top_p: 0.9, ..warm(SamplingStrategy::TopP) },
+        warm(SamplingStrategy::Temperature),
+    ];
+    for config in configs {
+        for prompt in ["Once upon a time", "The little dog said", "Tom and Sue"] {
+            let ids = |model: &BitNetModel| model.generate_blocking(prompt, &config).unwrap().ids;
+            assert_eq!(ids(&two_stage), ids(&int8), "{prompt}: {config:?}");
+        }
+    }
+    let ids = int8.encode(&"One day".into()).unwrap();
+    assert_eq!(two_stage.logits(&ids).unwrap(), int8.logits(&ids).unwrap());
+    let counts = two_stage.head_counts().unwrap();
+    assert!(counts.found > 500 && counts.audits > 0 && counts.misses == 0, "{counts:?}");
+    assert_eq!(int8.head_counts(), None);
 }

@@ -5,7 +5,10 @@ use std::future::IntoFuture;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bitnet::{BitNetModel, Device, Error, InferenceConfig, KvType, ModelConfig, automatic_threads};
+use bitnet::{
+    BitNetModel, CacheUse, Device, Error, GenerationConfig, InferenceConfig, KvType, LoadError,
+    LoadingStrategy, MemoryLock, ModelConfig, PackedCache, automatic_threads,
+};
 use futures_lite::future::block_on;
 
 use crate::support::{demo, load, testdata};
@@ -140,4 +143,75 @@ fn the_built_in_model_is_the_one_whose_figures_are_known() {
     assert!(built_in == known);
     let model = BitNetModel::demo().load().unwrap();
     assert_eq!(model.info().path, None);
+}
+
+/// A copy of the demo model, for large models are not at hand, and a cache that takes small ones.
+fn cached(folder: &std::path::Path, strategy: LoadingStrategy) -> BitNetModel {
+    let path = folder.join("model.gguf");
+    if !path.exists() {
+        fs::copy(testdata("demo-model/gguf/demo-tq2_0.gguf"), &path).unwrap();
+    }
+    let cache = PackedCache { min_bytes: 0, ..PackedCache::new(folder.join("cache")) };
+    let config = ModelConfig {
+        loading_strategy: strategy,
+        max_layers_in_memory: 2,
+        packed_cache: Some(cache),
+        ..Default::default()
+    };
+    BitNetModel::from_pretrained(path).with_config(config).load().unwrap()
+}
+
+#[test]
+fn every_strategy_gives_the_same_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = GenerationConfig { max_new_tokens: 40, ..Default::default() };
+    let text = |model: &BitNetModel| {
+        let stream = model.generate_stream("Once upon a time", &config).unwrap();
+        stream.blocking().map(|piece| piece.unwrap().text).collect::<String>()
+    };
+    let plain = BitNetModel::from_pretrained(testdata("demo-model/gguf/demo-tq2_0.gguf"));
+    let expected = text(&plain.load().unwrap());
+    assert!(!expected.is_empty());
+    for (first, strategy) in LoadingStrategy::ALL.into_iter().enumerate() {
+        let model = cached(folder.path(), strategy);
+        match &model.info().packed_cache {
+            CacheUse::Written { .. } => assert_eq!(first, 0),
+            CacheUse::Read(_) => assert!(first > 0),
+            CacheUse::None => panic!("{strategy} did not use the cache"),
+        }
+        assert_eq!(text(&model), expected, "{strategy}");
+    }
+}
+
+#[test]
+fn lazy_loading_refuses_what_it_cannot_do() {
+    let lazy = ModelConfig { loading_strategy: LoadingStrategy::Lazy, ..Default::default() };
+    let none = ModelConfig { max_layers_in_memory: 0, ..lazy.clone() };
+    check_error(none, "`max_layers_in_memory` is 0; it should be at least 1", None);
+    let locked = ModelConfig { lock_memory: true, ..lazy.clone() };
+    let expected =
+        "`lock_memory` is true; it should be false with lazy loading, which gives memory back";
+    check_error(locked, expected, None);
+    let read = ModelConfig { use_mmap: false, ..lazy.clone() };
+    let expected =
+        "`use_mmap` is false; it should be true with lazy loading, which reads mapped files";
+    check_error(read, expected, None);
+    let error = BitNetModel::from_pretrained(testdata(TINY)).with_config(lazy).load().unwrap_err();
+    assert!(matches!(error, Error::Load(LoadError::Unsupported { .. })), "{error}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_is_locked_or_the_reason_is_told() {
+    let config = ModelConfig { lock_memory: true, ..Default::default() };
+    let model = BitNetModel::from_pretrained(testdata(TINY)).with_config(config).load().unwrap();
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+    match &model.info().memory_lock {
+        MemoryLock::NotAsked => panic!("it was asked for"),
+        MemoryLock::Locked => assert_ne!(locked.trim(), "0 kB"),
+        MemoryLock::Refused(refused) => assert!(!refused.help().is_empty(), "{refused}"),
+    }
+    let plain = BitNetModel::from_pretrained(testdata(TINY)).load().unwrap();
+    assert_eq!(plain.info().memory_lock, MemoryLock::NotAsked);
 }

@@ -3,12 +3,13 @@
 use bitnet::bench::load::LoadReport;
 
 use super::model::{build, machine};
-use super::sheet::{Cell, Document, Sheet, giga, hidden, number, or_none, plain};
+use super::sheet::{Cell, Document, Sheet, giga, hidden, number, or_none, plain, word};
 use crate::report::bytes;
 
 pub fn document(report: &LoadReport) -> Document {
     let mut sheet = Sheet::new([
         number("threads", "threads"),
+        word("way", "way"),
         number("first_seconds", "first load s"),
         number("seconds", "load s"),
         hidden("spread"),
@@ -17,6 +18,7 @@ pub fn document(report: &LoadReport) -> Document {
         number("decode_seconds", "decode s"),
         number("pack_seconds", "pack s"),
         number("first_token_seconds", "first token s"),
+        number("tokens_per_second", "tokens/s"),
         number("peak_bytes", "peak memory"),
         number("resident_bytes", "memory after"),
         number("anonymous_bytes", "without files"),
@@ -25,14 +27,16 @@ pub fn document(report: &LoadReport) -> Document {
     for line in &report.lines {
         sheet.row([
             line.threads.into(),
+            line.way.name().into(),
             plain(line.first_seconds),
             plain(line.seconds.median),
             plain(line.seconds.spread),
             giga(line.bytes_per_second),
-            giga(line.repack_bytes_per_second),
-            plain(line.decode_seconds),
-            plain(line.pack_seconds),
+            or_none(line.repack.map(|repack| repack.bytes_per_second), giga),
+            or_none(line.repack.map(|repack| repack.decode_seconds), plain),
+            or_none(line.repack.map(|repack| repack.pack_seconds), plain),
             plain(line.first_token_seconds),
+            or_none(line.tokens_per_second, plain),
             or_none(line.peak_bytes, size),
             or_none(line.resident_bytes, size),
             or_none(line.anonymous_bytes, size),
@@ -45,9 +49,10 @@ pub fn document(report: &LoadReport) -> Document {
         ("ternary weights", format!("{} in memory", bytes(report.packed_bytes))),
     ];
     let notes = [
+        "pack: weights are rearranged at each load; and keep: and written to a file, from which they are mapped then or read",
         "first load: files may come from the disk; load: the times after that, from the system's cache",
         "repack: packed bytes per second, all threads together; decode, pack: its two parts in seconds of all threads added up",
-        "memory after: once the first token is there; what has been read of a mapped file is part of it",
+        "memory after: once the first token is there; what has been read of a mapped file is part of it, and shared",
     ];
     Document { facts, sheets: vec![sheet], notes: notes.map(str::to_owned).into() }
 }

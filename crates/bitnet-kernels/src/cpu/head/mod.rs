@@ -2,19 +2,26 @@
 
 pub mod packed;
 pub(crate) mod product;
+mod rows;
+mod screen;
+mod search;
 pub mod split;
+pub mod two_stage;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::packed::PANEL_ROWS;
 use super::pool::{chunks, items, stripes};
 use super::{CpuBackend, CpuScratch, Matrix, WorkerScratch};
 use crate::backend::Norm;
 use crate::dense::DenseMatrix;
-use crate::head::{HeadType, InvalidHead};
+use crate::head::{HeadRecord, HeadType, InvalidHead};
+use crate::logits::{Logits, Wanted};
 use packed::Int8Head;
 use product::Int8Product;
 use split::SplitRows;
+use two_stage::TwoStageHead;
 
 /// Rows that a thread takes at a time of a head in the file's form: 64 times 2560 halves are 320 KB.
 const FILE_ROWS: usize = 64;
@@ -27,6 +34,8 @@ const INT8_ROWS: usize = 512;
 pub enum CpuHead {
     /// [`HeadType::Int8`].
     Int8(Int8Head),
+    /// [`HeadType::TwoStage`].
+    TwoStage(Box<TwoStageHead>),
     /// [`HeadType::File`].
     File(DenseMatrix),
 }
@@ -36,7 +45,16 @@ impl CpuHead {
     pub fn rows(&self) -> usize {
         match self {
             Self::Int8(head) => head.rows(),
+            Self::TwoStage(head) => head.rows(),
             Self::File(head) => head.rows(),
+        }
+    }
+
+    /// Where a two-stage head counts what happens.
+    pub fn record(&self) -> Option<&Arc<HeadRecord>> {
+        match self {
+            Self::TwoStage(head) => Some(head.record()),
+            Self::Int8(_) | Self::File(_) => None,
         }
     }
 }
@@ -51,6 +69,10 @@ impl CpuBackend {
     ) -> Result<CpuHead, InvalidHead> {
         Ok(match form {
             HeadType::Int8 => CpuHead::Int8(Int8Head::pack(&weights, self.isa, &self.pool, taken)?),
+            HeadType::TwoStage => {
+                let head = TwoStageHead::pack(&weights, self.isa, &self.pool, taken)?;
+                CpuHead::TwoStage(Box::new(head))
+            }
             HeadType::File => CpuHead::File(weights),
         })
     }
@@ -60,27 +82,31 @@ impl CpuBackend {
         &self,
         scratch: &mut CpuScratch,
         x: &Matrix,
-        rows: &[usize],
+        rows: &[(usize, Wanted)],
         norm: &Norm<Vec<f32>>,
         head: &CpuHead,
-        out: &mut Vec<f32>,
+        out: &mut Logits,
     ) {
-        out.clear();
-        out.resize(rows.len() * head.rows(), 0.0);
         if rows.is_empty() {
+            out.reset_whole(0, head.rows());
             return;
         }
-        let CpuScratch { normed, split, workers, .. } = scratch;
+        let CpuScratch { normed, split, two_stage, workers, .. } = scratch;
         normed.resize(rows.len(), x.cols);
         match head {
             CpuHead::Int8(head) => {
                 self.norm_and_split(x, rows, norm, normed, split);
-                self.int8_logits(head, split, out);
+                self.int8_logits(head, split, out.reset_whole(rows.len(), head.rows()));
+            }
+            CpuHead::TwoStage(head) => {
+                self.norm_and_split(x, rows, norm, normed, split);
+                self.two_stage_logits(head, split, rows, two_stage, workers, out);
             }
             CpuHead::File(head) => {
                 self.pool.for_each(chunks(&mut normed.data, x.cols), |i, normed| {
-                    self.isa.rms_norm(x.row(rows[i]), &norm.weight, norm.eps, normed);
+                    self.isa.rms_norm(x.row(rows[i].0), &norm.weight, norm.eps, normed);
                 });
+                let out = out.reset_whole(rows.len(), head.rows());
                 self.file_logits(head, workers, normed, out);
             }
         }
@@ -89,7 +115,7 @@ impl CpuBackend {
     fn norm_and_split(
         &self,
         x: &Matrix,
-        rows: &[usize],
+        rows: &[(usize, Wanted)],
         norm: &Norm<Vec<f32>>,
         normed: &mut Matrix,
         split: &mut SplitRows,
@@ -98,7 +124,7 @@ impl CpuBackend {
         let (halves, splits) = split.as_mut_parts();
         let parts = (chunks(&mut normed.data, x.cols), (halves, items(splits)));
         self.pool.for_each(parts, |i, (normed, (halves, split))| {
-            self.isa.rms_norm(x.row(rows[i]), &norm.weight, norm.eps, normed);
+            self.isa.rms_norm(x.row(rows[i].0), &norm.weight, norm.eps, normed);
             let (high, low) = halves.split_at_mut(halves.len() / 2);
             *split = self.isa.split(normed, high, low);
         });
@@ -108,7 +134,7 @@ impl CpuBackend {
         let panels = head.rows().div_ceil(PANEL_ROWS);
         let width = panels.div_ceil(4 * self.threads()).clamp(1, INT8_ROWS / PANEL_ROWS);
         self.pool.for_each(stripes(out, head.rows(), width * PANEL_ROWS), |_, mut stripe| {
-            self.isa.int8_logits(&Int8Product { head, x }, &mut stripe);
+            self.isa.int8_logits(&Int8Product { head, x, tokens: 0..x.rows() }, &mut stripe);
         });
     }
 

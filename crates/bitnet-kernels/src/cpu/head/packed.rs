@@ -75,14 +75,33 @@ impl Int8Head {
         head
     }
 
-    fn empty(rows: usize, cols: usize) -> Self {
+    /// A head of zeros.
+    pub(super) fn empty(rows: usize, cols: usize) -> Self {
         let panels = rows.div_ceil(PANEL_ROWS);
         let lines = panels * cols.next_multiple_of(GROUP_COLS) / 4; // of four columns each
         Self { rows, cols, lines: Lines::zeroed(lines), scales: vec![0.0; panels * PANEL_ROWS] }
     }
 
+    /// A head `[rows, cols]` that was packed before; none if panels or scales are not as many as it has.
+    pub(crate) fn of_panels(
+        rows: usize,
+        cols: usize,
+        lines: Lines,
+        scales: Vec<f32>,
+    ) -> Option<Self> {
+        let panels = rows.div_ceil(PANEL_ROWS);
+        let expected = panels.checked_mul(cols.checked_next_multiple_of(GROUP_COLS)? / 4)?;
+        (lines.len() == expected && scales.len() == panels * PANEL_ROWS && cols <= MAX_COLS)
+            .then_some(Self { rows, cols, lines, scales })
+    }
+
+    /// All panels, and all scales, as [`of_panels`](Self::of_panels) takes them.
+    pub(crate) fn stored(&self) -> (&[u8], &[f32]) {
+        (self.lines.bytes(), &self.scales)
+    }
+
     /// All panels, and all scales.
-    fn parts(&mut self) -> (&mut [u8], &mut [f32]) {
+    pub(super) fn parts(&mut self) -> (&mut [u8], &mut [f32]) {
         (self.lines.bytes_mut(), &mut self.scales)
     }
 
@@ -119,6 +138,7 @@ fn pack_panels(
 ) -> Result<(), InvalidHead> {
     let stride = weights.cols().next_multiple_of(GROUP_COLS);
     let (mut values, mut quantized) = (Vec::new(), vec![0_i8; PANEL_ROWS * stride]);
+    let mut row_bytes = vec![0; quantized.len()];
     let panels = bytes.chunks_mut((PANEL_ROWS * stride).max(1));
     for (panel, (bytes, scales)) in panels.zip(scales.chunks_mut(PANEL_ROWS)).enumerate() {
         let rows = first + panel * PANEL_ROWS..weights.rows().min(first + (panel + 1) * PANEL_ROWS);
@@ -128,18 +148,27 @@ fn pack_panels(
             *scale = found.ok_or(InvalidHead::NotFinite { row })?;
         }
         quantized[count * stride..].fill(0);
-        interleave(&quantized, stride, bytes);
+        for (byte, q) in row_bytes.iter_mut().zip(&quantized) {
+            *byte = *q as u8;
+        }
+        let rows = std::array::from_fn(|r| &row_bytes[r * stride..][..stride]);
+        interleave(rows, rows, bytes);
     }
     Ok(())
 }
 
-/// Turns sixteen rows into blocks of four columns each.
-fn interleave(rows: &[i8], stride: usize, bytes: &mut [u8]) {
-    let rows: [&[[i8; 4]]; PANEL_ROWS] =
-        std::array::from_fn(|r| rows[r * stride..][..stride].as_chunks().0);
-    for (b, block) in bytes.as_chunks_mut::<64>().0.iter_mut().enumerate() {
-        for (quad, row) in block.as_chunks_mut::<4>().0.iter_mut().zip(rows) {
-            *quad = row[b].map(|q| q as u8);
+/// Turns sixteen rows of whole groups into blocks of four columns each; `next` are those that come next.
+pub(super) fn interleave(rows: [&[u8]; PANEL_ROWS], next: [&[u8]; PANEL_ROWS], bytes: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    crate::cpu::x86::gather::interleave(rows, next, bytes);
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = next; // NEON machines fetch them in time, or so it is hoped: not measured
+        let rows: [&[[u8; 4]]; PANEL_ROWS] = rows.map(|row| row.as_chunks().0);
+        for (b, block) in bytes.as_chunks_mut::<64>().0.iter_mut().enumerate() {
+            for (quad, row) in block.as_chunks_mut::<4>().0.iter_mut().zip(rows) {
+                *quad = row[b];
+            }
         }
     }
 }

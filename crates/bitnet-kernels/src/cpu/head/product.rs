@@ -47,24 +47,26 @@ pub(crate) struct Int8Tile<'a> {
 /// One half of a token, in groups of sixteen columns.
 pub(crate) type Half<'a> = &'a [[[i8; 4]; 4]];
 
-/// Logits to compute: those of all tokens of `x`, which has the columns of `head`.
+/// Logits to compute: those of some tokens of `x`, which has the columns of `head`.
 pub(crate) struct Int8Product<'a> {
     pub head: &'a Int8Head,
     pub x: &'a SplitRows,
+    pub tokens: Range<usize>,
 }
 
 impl Int8Product<'_> {
     /// Computes the columns of `out`, which start at a panel, with a kernel.
     pub fn run<K: Int8Kernel>(&self, kernel: K, out: &mut Stripe<'_>) {
         assert_eq!(self.x.cols(), self.head.cols(), "head and input have the same columns");
-        assert_eq!(out.rows(), self.x.rows(), "the output has a row for each token");
+        assert_eq!(out.rows(), self.tokens.len(), "the output has a row for each token");
         let columns = out.columns();
         assert!(columns.start.is_multiple_of(PANEL_ROWS), "a stripe starts at a panel");
         let panels = columns.start / PANEL_ROWS..columns.end.div_ceil(PANEL_ROWS);
         // As even as possible: 6 tokens are 3 and 3, not 5 and 1.
-        let per_tile = self.x.rows().div_ceil(self.x.rows().div_ceil(K::TOKENS).max(1)).max(1);
+        let per_tile =
+            self.tokens.len().div_ceil(self.tokens.len().div_ceil(K::TOKENS).max(1)).max(1);
         for panels in split(panels, RESIDENT_PANELS) {
-            for tokens in split(0..self.x.rows(), per_tile) {
+            for tokens in split(self.tokens.clone(), per_tile) {
                 self.run_tiles(kernel, panels.clone(), tokens, out);
             }
         }
@@ -113,7 +115,8 @@ impl Int8Product<'_> {
             for i in 0..PANEL_ROWS {
                 logits[i] = combine([high[i], low[i]], scales[i], scale);
             }
-            out.row(token)[first - columns.start..][..rows].copy_from_slice(&logits[..rows]);
+            out.row(token - self.tokens.start)[first - columns.start..][..rows]
+                .copy_from_slice(&logits[..rows]);
         }
     }
 }

@@ -60,6 +60,18 @@ impl SplitRows {
         [groups(0), groups(1)]
     }
 
+    /// Puts some of the rows into `into`.
+    pub(crate) fn select(&self, rows: &[usize], into: &mut Self) {
+        into.resize(rows.len(), self.cols);
+        for (&row, (high, low, split)) in rows.iter().zip(into.rows_mut()) {
+            let (from_high, from_low) =
+                self.halves[2 * row * self.stride..][..2 * self.stride].split_at(self.stride);
+            high.copy_from_slice(from_high);
+            low.copy_from_slice(from_low);
+            *split = self.splits[row];
+        }
+    }
+
     /// The rows for filling by several threads: high and low half of each, then scales and sums.
     pub(crate) fn as_mut_parts(&mut self) -> (Chunks<'_, i8>, &mut [Split]) {
         (chunks(&mut self.halves, 2 * self.stride), &mut self.splits)

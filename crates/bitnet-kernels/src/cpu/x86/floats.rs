@@ -2,11 +2,13 @@
 
 use crate::cpu::floats::float_operations;
 use crate::cpu::isa::Isa;
+use crate::cpu::packed::Block;
 use crate::dense::DenseMatrix;
 use crate::kv::{KvPart, KvPartMut};
 use crate::scalar::attention::{self, Dots, Form, Partials, Quad, Row, TOGETHER, Weights};
 use crate::scalar::elementwise::{self, Activation};
 use crate::scalar::int8::{self, Split};
+use crate::scalar::screen::{self, PanelBounds, Rotation, TokenBounds, Turning};
 use crate::scalar::{head, kv, norm, rope};
 
 macro_rules! versions {

@@ -69,6 +69,7 @@ mod avx512;
 mod avx512_vnni;
 mod avx_vnni;
 pub(super) mod floats;
+pub(super) mod gather;
 pub(super) mod head;
 mod int8;
 pub(super) mod probe;

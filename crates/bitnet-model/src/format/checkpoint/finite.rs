@@ -27,14 +27,17 @@ use crate::{
 const CHUNK: usize = 2 << 20;
 
 impl Checkpoint {
-    /// Searches the embedding table and the head for values that are not finite, with `threads` threads.
+    /// Searches the embedding table and the head for values that are not finite, with `threads` threads; not the one named
+    /// `except`, in which whoever reads it all looks for them.
     ///
     /// Pages of a mapped file are given back as it goes.
     ///
     /// # Errors
     /// The first such value, by tensor, row and column.
-    pub fn check_tables(&self, threads: usize) -> Result<(), LoadError> {
-        let tables = names::expected(&self.config).filter(|(_, role, _)| *role == Role::Table);
+    pub fn check_tables(&self, except: Option<&str>, threads: usize) -> Result<(), LoadError> {
+        let wanted = |name: &str, role| role == Role::Table && except != Some(name);
+        let tables =
+            names::expected(&self.config).filter(|(name, role, _)| wanted(name.as_str(), *role));
         for (name, role, shape) in tables {
             let tensor = self.find(&name, role, &shape)?;
             // Ternary ones are checked as they are decoded.
@@ -93,7 +96,7 @@ impl Checkpoint {
     }
 
     /// The error for the first value of these rows that is not finite.
-    fn name_first(
+    pub(super) fn name_first(
         &self,
         tensor: &Tensor,
         dtype: DenseType,

@@ -1,0 +1,363 @@
+//! Packed weights that are kept in a file, so that later loads take them from there.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bitnet_kernels::backend::Backend;
+use bitnet_kernels::head::HeadType;
+
+use super::load::{self, LINEARS, LoadOptions, LoadProgress, Weights};
+use super::residency::Residency;
+use super::{Model, Place};
+use crate::config::ArchConfig;
+use crate::error::LoadError;
+use crate::format::Checkpoint;
+use crate::format::packed::{self, Named, PackedFile, Refused, sum::sum};
+
+/// Changes whenever the same model file gives other weights than before, as when a decoder was wrong.
+const READING: u32 = 1;
+
+/// The ending of the files.
+const ENDING: &str = "bitnet-packed";
+
+/// Packing so many bytes takes some 50 ms, which is little beside what starting a program takes.
+const WORTH_KEEPING: u64 = 64 << 20;
+
+/// A file that nobody has finished in this time is left over from a process that was killed.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
+/// Where packed weights are kept between loads.
+///
+/// There is one file for each model, packing and form of the output head. A changed model's file is replaced, and those of
+/// models that are gone are deleted when another is written; deleting the folder is always safe. Nothing is written where it would take more than
+/// half of what is free on the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackedCache {
+    /// The folder; made when it is needed.
+    pub folder: PathBuf,
+    /// Models with fewer bytes of packed weights are packed each time.
+    pub min_bytes: u64,
+}
+
+/// What a load had of a [`PackedCache`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CacheUse {
+    /// Nothing: there is no cache, the model is small or in no file, or its weights could not be kept, which the log tells.
+    None,
+    /// The weights come from this file.
+    Read(PathBuf),
+    /// The weights were packed, and the next load finds them here.
+    Written {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+}
+
+impl PackedCache {
+    /// A cache in a folder, for models that are worth it: with at least 64 MiB of packed weights.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into(), min_bytes: WORTH_KEEPING }
+    }
+
+    /// The file for a model, and what is to be in it; none for one that is not kept.
+    fn entry<B: Backend>(
+        &self,
+        checkpoint: &Checkpoint,
+        backend: &B,
+        head: HeadType,
+        min_bytes: u64,
+    ) -> Result<Option<Entry>, LoadError> {
+        let config = checkpoint.config();
+        if packed_bytes(config, head) < min_bytes {
+            return Ok(None);
+        }
+        let Some(identity) = checkpoint.identity()? else { return Ok(None) };
+        let layout = backend.layout(head);
+        let version = env!("CARGO_PKG_VERSION");
+        let key = format!("{layout}; {version}, {READING}; {identity}");
+        let source = checkpoint.path();
+        let source = fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
+        let place = sum(format!("{}\n{layout}", source.display()).as_bytes());
+        let stem = source.file_stem().map_or_else(Default::default, |stem| stem.to_string_lossy());
+        let stem: String = stem.chars().take(64).collect();
+        let path = self.folder.join(format!("{stem}-{place:016x}.{ENDING}"));
+        Ok(Some(Entry { path, key, source }))
+    }
+
+    /// What [`remember`](Self::remember) was told.
+    pub fn remembered(&self, what: &str) -> Option<String> {
+        let text = fs::read_to_string(self.note(what)).ok()?;
+        // The question is in the file too, so that two of the same sum are not mixed up.
+        text.strip_prefix(what)?.strip_prefix(": ")?.strip_suffix('\n').map(str::to_owned)
+    }
+
+    /// Keeps a short answer that takes long to find, such as which packing is faster on this machine.
+    pub fn remember(&self, what: &str, answer: &str) {
+        let write = || -> io::Result<()> {
+            fs::create_dir_all(&self.folder)?;
+            let path = self.note(what);
+            let unfinished =
+                path.with_extension(format!("{}.{}", process::id(), packed::UNFINISHED));
+            fs::write(&unfinished, format!("{what}: {answer}\n"))?;
+            fs::rename(unfinished, path)
+        };
+        if let Err(error) = write() {
+            tracing::debug!(%error, what, answer, "not kept for the next load");
+        }
+    }
+
+    fn note(&self, what: &str) -> PathBuf {
+        self.folder.join(format!("{:016x}.note", sum(what.as_bytes())))
+    }
+
+    /// Deletes files that are of no use any more: of models that are not there, and unfinished ones.
+    fn clean(&self) {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return };
+        for entry in entries.filter_map(Result::ok) {
+            let path = entry.path();
+            let useless = match path.extension().and_then(|ending| ending.to_str()) {
+                Some(ENDING) => packed::source_of(&path).is_ok_and(|source| is_gone(&source)),
+                Some(packed::UNFINISHED) => is_abandoned(&entry),
+                _ => false,
+            };
+            if useless {
+                let deleted = fs::remove_file(&path);
+                tracing::debug!(path = %path.display(), ?deleted, "file of packed weights is of no use");
+            }
+        }
+    }
+}
+
+/// Whether there is no such file; if only its disk is not there, its folder is not either.
+fn is_gone(source: &Path) -> bool {
+    let missing = |path: &Path| {
+        fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    };
+    missing(source) && source.parent().is_some_and(|folder| !missing(folder))
+}
+
+fn is_abandoned(entry: &fs::DirEntry) -> bool {
+    let age = |modified| SystemTime::now().duration_since(modified).ok();
+    let modified = entry.metadata().and_then(|metadata| metadata.modified()).ok();
+    modified.and_then(age).is_some_and(|age| age > ABANDONED)
+}
+
+/// Memory of packed weights, about: two bits for each ternary weight, and an int8 head.
+fn packed_bytes(config: &ArchConfig, head: HeadType) -> u64 {
+    let linears = (0..LINEARS.len()).map(|linear| {
+        let (rows, cols) = load::shape(config, linear);
+        (rows as u64).saturating_mul(cols as u64) / 4
+    });
+    let layer = linears.fold(0, u64::saturating_add);
+    let head = head.bytes(config.vocab_size, config.hidden_size, 0);
+    layer.saturating_mul(config.num_hidden_layers as u64).saturating_add(head)
+}
+
+/// A file of a cache.
+struct Entry {
+    path: PathBuf,
+    key: String,
+    source: PathBuf,
+}
+
+impl<B: Backend> Model<B> {
+    /// [`Self::load`] by way of a cache, if `options` has one: the weights are taken from there, or put there for the next
+    /// load. Says which of these happened.
+    ///
+    /// # Errors
+    /// As of [`Self::load`]. What goes wrong with the cache is logged, and the model is loaded without it.
+    pub fn load_with(
+        checkpoint: &Checkpoint,
+        backend: Arc<B>,
+        options: &LoadOptions<'_>,
+        progress: &(dyn Fn(LoadProgress) + Sync),
+    ) -> Result<(Self, CacheUse), LoadError> {
+        // With a bound on the layers in memory there is no other way.
+        let needed = matches!(options.place, Place::Layers(_));
+        let entry = match options.cache {
+            Some(cache) => {
+                let min_bytes = if needed { 0 } else { cache.min_bytes };
+                cache.entry(checkpoint, &*backend, options.head, min_bytes)?
+            }
+            None => None,
+        };
+        let (Some(cache), Some(entry)) = (options.cache, entry) else {
+            if needed {
+                return Err(not_lazy(checkpoint, "there is no file for packed weights".to_owned()));
+            }
+            return Ok((
+                Self::load_packing(checkpoint, backend, options, progress)?,
+                CacheUse::None,
+            ));
+        };
+        match Self::restore(checkpoint, &backend, options, &entry)? {
+            Ok(model) => {
+                let total = checkpoint.config().num_hidden_layers * LINEARS.len();
+                progress(LoadProgress { done: total, total });
+                return Ok((model, CacheUse::Read(entry.path)));
+            }
+            Err(refused) => {
+                tracing::debug!(path = %entry.path.display(), %refused, "packed weights are not taken from the cache");
+            }
+        }
+        let model = Self::load_packing(checkpoint, Arc::clone(&backend), options, progress)?;
+        let bytes = match cache.keep(&entry, &model) {
+            Ok(bytes) => bytes,
+            Err(error) if needed => {
+                let reason = format!("{} cannot be written: {error}", entry.path.display());
+                return Err(not_lazy(checkpoint, reason));
+            }
+            Err(error) => {
+                tracing::warn!(path = %entry.path.display(), %error, "packed weights could not be kept for the next load");
+                return Ok((model, CacheUse::None));
+            }
+        };
+        // From here on as every later load, with what was just written and compared.
+        let model = match Self::restore(checkpoint, &backend, options, &entry)? {
+            Ok(restored) => restored,
+            Err(refused) if needed => {
+                return Err(not_lazy(checkpoint, format!("{}: {refused}", entry.path.display())));
+            }
+            Err(refused) => {
+                tracing::warn!(path = %entry.path.display(), %refused, "packed weights that were just written are not taken");
+                model
+            }
+        };
+        Ok((model, CacheUse::Written { path: entry.path, bytes }))
+    }
+
+    /// The model with weights out of a file.
+    fn restore(
+        checkpoint: &Checkpoint,
+        backend: &Arc<B>,
+        options: &LoadOptions<'_>,
+        entry: &Entry,
+    ) -> Result<Result<Self, Refused>, LoadError> {
+        let found = PackedFile::open(&entry.path, &entry.key, options.place, options.threads)
+            .and_then(|file| {
+                let weights = Weights::restored(&file, checkpoint, &**backend, options.head)?;
+                Ok((file, weights))
+            });
+        let (file, (linears, lm_head)) = match found {
+            Ok(found) => found,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        let lm_head = match lm_head {
+            Some(head) => head,
+            None => load::load_head(checkpoint, &**backend, options.head)?,
+        };
+        let weights = Weights { linears, lm_head };
+        let mut model = Self::assemble(checkpoint, Arc::clone(backend), weights)?;
+        if let Place::Layers(most) = options.place {
+            model.residency = residency(&file, checkpoint.config().num_hidden_layers, most);
+        }
+        Ok(Ok(model))
+    }
+}
+
+/// Bounds the layers of a mapped file that are in memory.
+fn residency(file: &PackedFile, layers: usize, most: usize) -> Option<Residency> {
+    let layer = |index| {
+        let matrices = index * LINEARS.len()..(index + 1) * LINEARS.len();
+        let mut places = matrices.map(|matrix| file.place_of(&load::linear_name(matrix)));
+        let first = places.next()??;
+        let last = places.next_back()??;
+        Some(first.start..last.end) // written one after another
+    };
+    let layers = (0..layers).map(layer).collect::<Option<_>>()?;
+    Some(Residency::new(file.mapping()?.clone(), layers, most))
+}
+
+/// Why the number of layers in memory cannot be bounded.
+fn not_lazy(checkpoint: &Checkpoint, reason: String) -> LoadError {
+    LoadError::Unsupported {
+        path: checkpoint.path().into(),
+        what: "a bound on the layers in memory".into(),
+        reason,
+        help: "load the model from a file, and give a folder for packed weights that can be written to".into(),
+    }
+}
+
+/// All ternary matrices, and the head unless it is made from the model's file at each load.
+type Restored<B> = (Vec<<B as Backend>::Ternary>, Option<<B as Backend>::Head>);
+
+impl<B: Backend> Weights<B> {
+    /// What is in a file of packed weights.
+    fn restored(
+        file: &PackedFile,
+        checkpoint: &Checkpoint,
+        backend: &B,
+        head: HeadType,
+    ) -> Result<Restored<B>, Refused> {
+        let config = checkpoint.config();
+        let missing = |name: &str| Refused::Damaged(format!("it has no {name} of this shape"));
+        let linears = (0..config.num_hidden_layers * LINEARS.len()).map(|index| {
+            let name = load::linear_name(index);
+            let (rows, cols) = load::shape(config, index % LINEARS.len());
+            let restored = file.get(&name).and_then(|s| backend.restore_ternary(rows, cols, &s));
+            restored.ok_or_else(|| missing(&name))
+        });
+        let linears = linears.collect::<Result<_, _>>()?;
+        let head = match head {
+            HeadType::File | HeadType::TwoStage => None,
+            HeadType::Int8 => {
+                let stored = file.get(HEAD);
+                let (rows, cols) = (config.vocab_size, config.hidden_size);
+                let head = stored.and_then(|stored| backend.restore_head(rows, cols, &stored));
+                Some(head.ok_or_else(|| missing(HEAD))?)
+            }
+        };
+        Ok((linears, head))
+    }
+}
+
+/// The head's name in the file.
+const HEAD: &str = "lm_head";
+
+impl PackedCache {
+    /// Writes a model's weights. Returns the bytes of the file.
+    fn keep<B: Backend>(&self, entry: &Entry, model: &Model<B>) -> io::Result<u64> {
+        fs::create_dir_all(&self.folder)?;
+        self.clean();
+        let mut matrices: Vec<Named<'_>> = model
+            .layers
+            .iter()
+            .flat_map(|layer| layer.linears())
+            .enumerate()
+            .map(|(index, linear)| (load::linear_name(index), model.backend.store_ternary(linear)))
+            .collect();
+        matrices.extend(
+            model.backend.store_head(&model.lm_head).map(|stored| (HEAD.to_owned(), stored)),
+        );
+        let needed = packed::needed(&matrices);
+        if let Some(free) = free_bytes(&self.folder)
+            && needed > free / 2
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!("it would take {needed} of {free} free bytes, more than half"),
+            ));
+        }
+        packed::write(&entry.path, &entry.key, &entry.source, &matrices)
+    }
+}
+
+/// Free bytes of the disk that has this folder, where the system tells.
+fn free_bytes(folder: &Path) -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let disk = rustix::fs::statvfs(folder).ok()?;
+        disk.f_bavail.checked_mul(disk.f_frsize)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = folder;
+        None
+    }
+}
