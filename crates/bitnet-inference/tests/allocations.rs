@@ -67,6 +67,9 @@ static COUNTING: Counting = Counting;
 
 const STEPS: usize = 100;
 
+/// What the engine may allocate when it has finished and waits for more.
+const WAITING: usize = 10;
+
 /// Rounds of [`STEPS`] in which all threads have made their memory.
 const WARM_UPS: usize = 30;
 
@@ -155,8 +158,9 @@ fn check_engine() {
             }
         }
         assert_eq!(tokens, 20 + STEPS);
-        // Counted from when the twentieth token was read; the engine may have been ahead, which leaves less to count.
+        // Counted from when the twentieth token was read to when the last one was. The engine may be ahead, by its end at most,
+        // and then it takes some memory to wait; whatever is allocated in every step is a hundred times or more.
         let allocated = at[at.len() - 1] - at[19];
-        assert!(allocated <= 1 + STEPS.div_ceil(31), "{sampling_strategy:?}: {allocated}");
+        assert!(allocated <= STEPS.div_ceil(31) + WAITING, "{sampling_strategy:?}: {allocated}");
     }
 }
