@@ -1,7 +1,7 @@
 //! The two-stage head: upper bounds of all logits from two bits a weight, then exact logits of the rows that may matter.
 //!
 //! What it gives are the logits of the int8 head, or fewer of them. Bounds hold with a probability only
-//! ([`crate::scalar::screen`]), so one answer in [`AUDIT_EVERY`] is held against all logits, and after a miss all logits are
+//! ([`crate::scalar::screen`]), so one answer in `AUDIT_EVERY` is held against all logits, and after a miss all logits are
 //! computed always. They are as well when all are wanted, and when a search would take too long.
 
 use std::ops::Range;
