@@ -99,7 +99,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// The matrix `[rows, cols]` that [`store_ternary`](Self::store_ternary) made these bytes of, sharing them; none if they
     /// are something else.
     fn restore_ternary(&self, rows: usize, cols: usize, stored: &Stored) -> Option<Self::Ternary>;
-    /// A head as plain bytes; none where it shares those of the model's file, or is quicker to make than to keep.
+    /// A head as plain bytes; none where it is made from the model's file at each load.
     fn store_head<'a>(&self, head: &'a Self::Head) -> Option<StoredParts<'a>>;
     /// The head `[rows, cols]` that [`store_head`](Self::store_head) made these bytes of, sharing them; none if they are
     /// something else.

@@ -33,8 +33,8 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 /// Where packed weights are kept between loads.
 ///
 /// There is one file for each model, packing and form of the output head. A changed model's file is replaced, and those of
-/// models that are gone are deleted when another is written; deleting the folder is always safe. Nothing is written where it would take more than
-/// half of what is free on the disk.
+/// models that are gone are deleted when another is written; deleting the folder is always safe. Nothing is written where it
+/// would take more than half of what is free on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PackedCache {
     /// The folder; made when it is needed.
