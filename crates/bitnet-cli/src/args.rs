@@ -13,6 +13,7 @@ use clap::{Parser, ValueEnum};
 use crate::cache::CacheArgs;
 use crate::cmd::Command;
 use crate::console::ConsoleArgs;
+use crate::failure::Failure;
 use crate::threads::PlacementArgs;
 use crate::{numbers, threads};
 
@@ -68,10 +69,10 @@ pub struct ModelArgs {
     /// in mapped files with a few layers in memory at a time
     #[arg(long, value_name = "STRATEGY", default_value = "mmap", help_heading = MODEL)]
     load: LoadArg,
-    /// Layers in memory at a time with --load lazy
-    #[arg(long, value_name = "N", default_value_t = 8, allow_hyphen_values = true, help_heading = MODEL)]
+    /// Layers in memory at a time with --load lazy [default: 8]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, help_heading = MODEL)]
     #[arg(value_parser = numbers::whole(1..=usize::MAX))]
-    max_layers_in_memory: usize,
+    max_layers_in_memory: Option<usize>,
     /// Keep weights and caches from being paged out; a warning where the system does not allow it
     #[arg(long, help_heading = MODEL)]
     mlock: bool,
@@ -108,6 +109,7 @@ pub struct ThreadArgs {
 impl ModelArgs {
     /// As the library wants it, but for its threads.
     pub fn config(&self) -> ModelConfig {
+        let default = ModelConfig::default();
         ModelConfig {
             device: self.device,
             simd_level: self.simd_level.clone(),
@@ -122,7 +124,7 @@ impl ModelArgs {
                 LoadArg::Lazy => LoadingStrategy::Lazy,
                 LoadArg::Preload => LoadingStrategy::Preload,
             },
-            max_layers_in_memory: self.max_layers_in_memory,
+            max_layers_in_memory: self.max_layers_in_memory.unwrap_or(default.max_layers_in_memory),
             lock_memory: self.mlock,
             packed_cache: self.cache.config(),
             max_seq_len: self.ctx_size.map_or(0, |tokens| tokens as usize),
@@ -140,8 +142,18 @@ impl ModelArgs {
                 ActivationArg::Relu2 => HiddenAct::Relu2,
                 ActivationArg::Silu => HiddenAct::Silu,
             }),
-            ..ModelConfig::default()
+            ..default
         }
+    }
+
+    /// Refuses what would have no effect.
+    pub fn check(&self) -> Result<(), Failure> {
+        if self.max_layers_in_memory.is_some() && !matches!(self.load, LoadArg::Lazy) {
+            let message =
+                "--max-layers-in-memory without --load lazy: otherwise all layers are there";
+            return Err(Failure::input(message));
+        }
+        Ok(())
     }
 }
 

@@ -26,6 +26,7 @@ pub struct Loaded {
 
 /// Loads the model.
 pub fn load(args: &ModelArgs, console: &Console) -> Result<Loaded> {
+    args.check()?;
     let topology = Topology::detect();
     let chosen = threads::choose(&args.threads, &threads::environment, &topology)?;
     for warning in &chosen.warnings {

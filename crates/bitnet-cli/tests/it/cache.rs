@@ -32,13 +32,11 @@ fn a_second_run_takes_the_weights_of_the_first() {
         first.stderr
     );
     assert_eq!(first.text(), without);
-    for load in ["mmap", "lazy", "preload"] {
-        let later = generate(
-            &[&own[..], &["--load", load, "--max-layers-in-memory", "1"]].concat(),
-            home.path(),
-        );
+    let ways = [&["mmap"][..], &["lazy", "--max-layers-in-memory", "1"], &["preload"]];
+    for load in ways {
+        let later = generate(&[&own[..], &["--load"], load].concat(), home.path());
         assert!(!later.stderr.contains("packed weights are kept"), "{}", later.stderr);
-        assert_eq!(later.text(), without, "{load}");
+        assert_eq!(later.text(), without, "{load:?}");
     }
     assert_eq!(files(&folder), 1);
 }

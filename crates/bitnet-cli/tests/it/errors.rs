@@ -117,7 +117,7 @@ fn numbers_that_no_setting_can_be_are_refused_before_a_model_is_loaded() {
 
 #[test]
 fn options_that_contradict_each_other_are_refused_with_the_reason() {
-    let table: [(&[&str], &[&str]); 9] = [
+    let table: [(&[&str], &[&str]); 10] = [
         (&["-p", "x", "--token-ids", "1"], &["--prompt with --token-ids", "both give the prompt"]),
         (&["-p", "x", "-f", "y"], &["--prompt with --file", "both give the prompt"]),
         (&["--chat", "--token-ids", "1"], &["--chat with --token-ids", "complete prompt"]),
@@ -126,6 +126,7 @@ fn options_that_contradict_each_other_are_refused_with_the_reason() {
         (&["-cnv", "--json"], &["--json with --conversation", "many"]),
         (&["-cnv", "--logits", "f"], &["--logits with --conversation", "many"]),
         (&["-cnv", "-f", "y"], &["--file with --conversation", "stdin"]),
+        (&["-p", "x", "--max-layers-in-memory", "2"], &["without --load lazy", "all layers"]),
         (&["-p", "x", "-q", "-v"], &["--quiet", "--verbose", "cannot be used with"]),
     ];
     for (args, parts) in table {
