@@ -8,9 +8,9 @@ use crate::cpu::packed::PANEL_ROWS;
 use crate::cpu::pool::Stripe;
 use crate::scalar::int8::combine;
 
-/// Panels that are multiplied with all tokens before the next ones are touched: 320 KB at 2560 columns, which stay in the
-/// second-level cache meanwhile.
-const RESIDENT_PANELS: usize = 8;
+/// Panels that are multiplied with all tokens before the next ones are touched: 160 KB at 2560 columns, which stay in the
+/// second-level cache meanwhile, beside as many that are fetched.
+pub(crate) const RESIDENT_PANELS: usize = 4;
 
 /// The most tokens and panels that any kernel may take in a tile.
 const MAX_TOKENS: usize = 8;
@@ -34,6 +34,9 @@ pub(crate) type Sums = [i32; PANEL_ROWS];
 pub(crate) struct Int8Tile<'a> {
     /// Consecutive panels, at least one.
     pub panels: &'a [&'a [Group]],
+    /// Which tile of tokens this is, and of how many that meet these panels.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for fetching ahead"))]
+    pub turn: (usize, usize),
     /// Halves of tokens, high and low in turn, as long as the panels.
     pub x: &'a [Half<'a>],
     /// Sum of each half.
@@ -65,9 +68,10 @@ impl Int8Product<'_> {
         // As even as possible: 6 tokens are 3 and 3, not 5 and 1.
         let per_tile =
             self.tokens.len().div_ceil(self.tokens.len().div_ceil(K::TOKENS).max(1)).max(1);
+        let turns = self.tokens.len().div_ceil(per_tile);
         for panels in split(panels, RESIDENT_PANELS) {
-            for tokens in split(self.tokens.clone(), per_tile) {
-                self.run_tiles(kernel, panels.clone(), tokens, out);
+            for (turn, tokens) in split(self.tokens.clone(), per_tile).enumerate() {
+                self.run_tiles(kernel, panels.clone(), (turn, turns), tokens, out);
             }
         }
     }
@@ -76,6 +80,7 @@ impl Int8Product<'_> {
         &self,
         kernel: K,
         panels: Range<usize>,
+        turn: (usize, usize),
         tokens: Range<usize>,
         out: &mut Stripe<'_>,
     ) {
@@ -93,7 +98,7 @@ impl Int8Product<'_> {
             for (slice, panel) in slices.iter_mut().zip(group.clone()) {
                 *slice = self.head.panel(panel);
             }
-            let tile = Int8Tile { panels: &slices[..group.len()], x, sums };
+            let tile = Int8Tile { panels: &slices[..group.len()], turn, x, sums };
             let products = &mut products[..halves * group.len()];
             kernel.int8_products(&tile, products);
             for (panel, products) in group.zip(products.chunks(halves)) {
@@ -115,8 +120,11 @@ impl Int8Product<'_> {
             for i in 0..PANEL_ROWS {
                 logits[i] = combine([high[i], low[i]], scales[i], scale);
             }
-            out.row(token - self.tokens.start)[first - columns.start..][..rows]
-                .copy_from_slice(&logits[..rows]);
+            let row = &mut out.row(token - self.tokens.start)[first - columns.start..];
+            match row.first_chunk_mut() {
+                Some(row) if rows == PANEL_ROWS => *row = logits,
+                _ => row[..rows].copy_from_slice(&logits[..rows]),
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use std::arch::x86_64::{_MM_HINT_NTA, _MM_HINT_T1, _mm_prefetch};
 
 use super::prefetch_page;
 use crate::cpu::head::packed::Group;
-use crate::cpu::head::product::{Half, Int8Kernel, Int8Tile, Sums};
+use crate::cpu::head::product::{Half, Int8Kernel, Int8Tile, RESIDENT_PANELS, Sums};
 use crate::cpu::packed::PANEL_ROWS;
 
 /// As many rows of a panel as a vector has lanes.
@@ -37,13 +37,35 @@ fn prefetch_block(blocks: &[[u8; 64]], b: usize) {
     unsafe { _mm_prefetch::<_MM_HINT_NTA>(ahead.cast()) }
 }
 
-/// Asks for the blocks 8 KB ahead of the blocks `b` of these strips, for the second-level cache: inputs fill the first.
-#[inline(always)]
-fn prefetch_blocks<const LANES: usize, const V: usize>(strips: &[Strip<'_>; V], b: usize) {
-    for strip in strips.iter().step_by(const { PANEL_ROWS / LANES }) {
-        let ahead = strip.groups.as_flattened().as_ptr().wrapping_add(b + 128);
-        // SAFETY: as above.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.cast()) }
+/// Asks for the panels that will be multiplied when those under way have met all tokens, for the second-level cache: inputs
+/// fill the first. Each tile of tokens takes its share of them, so that memory is read all the time and not only while the
+/// first tile is computed, which would wait for it.
+struct Ahead<const V: usize> {
+    /// Where the share begins in what comes after each strip's panel.
+    first: [*const [u8; 64]; V],
+    /// Blocks asked for with each block that is multiplied, in 256ths.
+    step: usize,
+}
+
+impl<const V: usize> Ahead<V> {
+    #[inline(always)]
+    fn new(strips: &[Strip<'_>; V], (turn, turns): (usize, usize)) -> Self {
+        let first = strips.map(|strip| {
+            let blocks = strip.groups.as_flattened();
+            let share = turn * blocks.len() / turns;
+            blocks.as_ptr().wrapping_add(RESIDENT_PANELS * blocks.len() + share)
+        });
+        Self { first, step: 256_usize.div_ceil(turns) }
+    }
+
+    /// While block `b` is multiplied.
+    #[inline(always)]
+    fn fetch<const LANES: usize>(&self, b: usize) {
+        for first in self.first.iter().step_by(const { PANEL_ROWS / LANES }) {
+            let ahead = first.wrapping_add((b * self.step) >> 8);
+            // SAFETY: as above.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.cast()) }
+        }
     }
 }
 

@@ -15,13 +15,14 @@ macro_rules! vnni_int8 {
             let groups = strips[0].groups.len();
             let x = halves::<N>(tile, groups);
             let shift = splat([i8::MIN; 4]);
+            let ahead = Ahead::new(&strips, tile.turn);
             let mut acc = [[[zero(); U]; N]; V];
             for g in 0..groups {
                 for j in 0..4 {
                     if N <= 4 {
                         prefetch_block(strips[0].groups.as_flattened(), 4 * g + j);
                     } else {
-                        prefetch_blocks::<LANES, _>(&strips, 4 * g + j);
+                        ahead.fetch::<LANES>(4 * g + j);
                     }
                     let mut w = [zero(); V];
                     for v in 0..V {
