@@ -9,7 +9,7 @@ use bitnet_kernels::cpu::{CpuBackend, isa::Isa};
 use bitnet_kernels::dense::{DenseMatrix, DenseType};
 use bitnet_kernels::logits::{Logits, Others, Wanted};
 use bitnet_kernels::stored::Stored;
-use bitnet_model::format::packed::{PackedFile, Place, source_of, sum::sum};
+use bitnet_model::format::packed::{PackedFile, Place, origin, sum::sum};
 use serde_json::{Value, json};
 
 /// What the files are asked for with.
@@ -40,7 +40,7 @@ impl Checker {
     /// How many of the file's matrices there are, and how many of them have one of the shapes; none if it is refused.
     pub fn run(&self, data: &[u8]) -> Option<(usize, usize)> {
         let names = self.write(data);
-        let _ = source_of(&self.file);
+        let _ = origin(&self.file);
         let places = [Place::Memory, Place::Layers(1), Place::File];
         let open = |place| PackedFile::open(&self.file, KEY, place, 1).ok();
         let [memory, layers, mapped] = places.map(open);
