@@ -62,14 +62,19 @@ impl PackedCache {
     }
 }
 
-/// Memory of packed weights, about: two bits for each ternary weight, and an int8 head.
+/// Memory of packed weights, about: two bits for each ternary weight, and the head.
 fn packed_bytes(config: &ArchConfig, head: HeadType) -> u64 {
     let linears = (0..LINEARS.len()).map(|linear| {
         let (rows, cols) = load::shape(config, linear);
         (rows as u64).saturating_mul(cols as u64) / 4
     });
     let layer = linears.fold(0, u64::saturating_add);
-    let head = head.bytes(config.vocab_size, config.hidden_size, 0);
+    let head = match head {
+        HeadType::TwoStage => &[HeadType::Int8, HeadType::TwoStage][..], // it has the rows of both
+        HeadType::Int8 | HeadType::File => &[head],
+    };
+    let bytes = |head: &HeadType| head.bytes(config.vocab_size, config.hidden_size, 0);
+    let head = head.iter().map(bytes).fold(0, u64::saturating_add);
     layer.saturating_mul(config.num_hidden_layers as u64).saturating_add(head)
 }
 
@@ -199,7 +204,7 @@ fn not_lazy(checkpoint: &Checkpoint, reason: String) -> LoadError {
     }
 }
 
-/// All ternary matrices, and the head unless it is made from the model's file at each load.
+/// All ternary matrices, and the head unless it is used as it is in the model's file.
 type Restored<B> = (Vec<<B as Backend>::Ternary>, Option<<B as Backend>::Head>);
 
 impl<B: Backend> Weights<B> {
@@ -220,20 +225,21 @@ impl<B: Backend> Weights<B> {
         });
         let linears = linears.collect::<Result<_, _>>()?;
         let head = match head {
-            HeadType::File | HeadType::TwoStage => None,
-            HeadType::Int8 => {
-                let stored = file.get(HEAD);
-                let (rows, cols) = (config.vocab_size, config.hidden_size);
-                let head = stored.and_then(|stored| backend.restore_head(rows, cols, &stored));
-                Some(head.ok_or_else(|| missing(HEAD))?)
+            HeadType::File => None,
+            HeadType::Int8 | HeadType::TwoStage => {
+                let stored: Vec<_> = (0..).map_while(|part| file.get(&head_name(part))).collect();
+                let head = backend.restore_head(config.vocab_size, config.hidden_size, &stored);
+                Some(head.ok_or_else(|| missing("head"))?)
             }
         };
         Ok((linears, head))
     }
 }
 
-/// The head's name in the file.
-const HEAD: &str = "lm_head";
+/// The names of the head's matrices in the file.
+fn head_name(part: usize) -> String {
+    format!("lm_head.{part}")
+}
 
 impl PackedCache {
     /// Writes a model's weights. Returns the bytes of the file.
@@ -247,9 +253,8 @@ impl PackedCache {
             .enumerate()
             .map(|(index, linear)| (load::linear_name(index), model.backend.store_ternary(linear)))
             .collect();
-        matrices.extend(
-            model.backend.store_head(&model.lm_head).map(|stored| (HEAD.to_owned(), stored)),
-        );
+        let head = model.backend.store_head(&model.lm_head).into_iter().enumerate();
+        matrices.extend(head.map(|(part, stored)| (head_name(part), stored)));
         let needed = packed::length(&entry.key, &entry.source, &matrices)?;
         self.make_room(&entry.path, needed)?;
         if let Some(free) = free_bytes(&self.folder)

@@ -88,6 +88,7 @@ fn weights_from_a_cache_give_the_same_bits() {
     for (packing, head) in [
         (Packing::TwoBits, HeadType::Int8),
         (Packing::FiveTrits, HeadType::Int8),
+        (Packing::TwoBits, HeadType::TwoStage),
         (Packing::TwoBits, HeadType::File),
     ] {
         let fixture = Fixture { packing, head, ..Fixture::new() };
