@@ -3,7 +3,7 @@
 //! What it gives are the logits of the int8 head, or fewer of them. Bounds hold with a probability only
 //! ([`crate::scalar::screen`]), so one answer in `AUDIT_EVERY` is held against all logits, and after a miss all logits are
 //! computed always. They are as well when all are wanted, when a search would take too long, and for most tokens where that was
-//! so of most others ([`back_off`]).
+//! so of most others (`back_off`).
 
 mod back_off;
 
