@@ -27,7 +27,7 @@ pub fn write(path: &Path, key: &str, source: &Path, matrices: &[Named<'_>]) -> i
     Ok(len)
 }
 
-/// The length of the file that [`write`] would write.
+/// The length of the file that [`write()`] would write.
 pub fn length(key: &str, source: &Path, matrices: &[Named<'_>]) -> io::Result<u64> {
     let (header, bytes) = Header::plan(key, source, matrices)?;
     Ok(header.sections_start()? + bytes)
