@@ -1,6 +1,7 @@
 //! The subcommands. A new one is a file here, a line in `mod`, a variant and an arm.
 
 mod benchmark;
+mod cache;
 mod chat;
 mod completions;
 mod inference;
@@ -26,6 +27,7 @@ pub enum Command {
     #[command(visible_alias = "bench")]
     Benchmark(benchmark::BenchmarkArgs),
     Perplexity(Box<perplexity::PerplexityArgs>),
+    Cache(cache::CacheCommandArgs),
     Synth(synth::SynthArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
@@ -40,6 +42,7 @@ pub fn run(command: Command, console: &Console) -> Result<()> {
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Benchmark(args) => benchmark::run(&args, console),
         Command::Perplexity(args) => perplexity::run(&args, console),
+        Command::Cache(args) => cache::run(&args, console),
         Command::Synth(args) => synth::run(&args, console),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

@@ -138,6 +138,8 @@ mod tests {
     fn a_text_that_repeats_itself_goes_on_repeating() {
         check(&[5, 5, 5], &[5, 5, 5]);
         check(&[1, 2, 1, 2, 1], &[2, 1, 2]);
+        assert_eq!(look_up(&[1, 2, 3, 1, 2, 3, 1, 2], 8), [3, 1, 2, 3, 1, 2, 3, 1]);
+        assert_eq!(look_up(&[1, 2, 1, 2, 1], 7), [2, 1, 2, 1, 2, 1, 2]);
     }
 
     #[test]

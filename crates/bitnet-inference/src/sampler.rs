@@ -39,6 +39,8 @@ pub struct Sampler {
     logits: Vec<f32>,
     candidates: Vec<Candidate>,
     order: Vec<Candidate>,
+    /// Tokens to be counted.
+    sorted: Vec<u32>,
 }
 
 /// A token, by its place in the row, with its logit, later its probability up to a common factor.
@@ -52,11 +54,19 @@ impl Sampler {
     /// A sampler at the beginning of its random numbers.
     pub fn new(params: SamplingParams) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(params.seed);
-        Self { params, rng, logits: Vec::new(), candidates: Vec::new(), order: Vec::new() }
+        let (logits, candidates, order, sorted) = Default::default();
+        Self { params, rng, logits, candidates, order, sorted }
     }
 
     /// The logits that can matter to [`Self::draw`] after `tokens` and `draft`, the first `prompt_len` of which are the prompt.
-    pub fn wanted(&self, tokens: &[u32], draft: &[u32], prompt_len: usize) -> Wanted {
+    /// A list of ids takes the memory of one of `spare`.
+    pub fn wanted(
+        &self,
+        tokens: &[u32],
+        draft: &[u32],
+        prompt_len: usize,
+        spare: &mut Vec<Vec<u32>>,
+    ) -> Wanted {
         let params = &self.params;
         let others = if params.temperature == 0.0 {
             Others::Greatest(1)
@@ -69,7 +79,9 @@ impl Sampler {
         } else {
             return Wanted::All; // top-p is a part of the probability of all
         };
-        Wanted::Some { always: params.penalized(tokens, draft, prompt_len), others }
+        let mut always = spare.pop().unwrap_or_default();
+        params.penalized(tokens, draft, prompt_len, &mut always);
+        Wanted::Some { always, others }
     }
 
     /// Draws the token after `tokens`, the first `prompt_len` of which are the prompt.
@@ -86,7 +98,8 @@ impl Sampler {
             true => {
                 penalized.clear();
                 penalized.extend_from_slice(row.logits());
-                penalize(&self.params, row, &mut penalized, tokens, prompt_len);
+                let Self { params, sorted, .. } = self;
+                penalize(params, row, &mut penalized, tokens, prompt_len, sorted);
                 &penalized
             }
         };
@@ -133,8 +146,8 @@ impl SamplingParams {
             || self.frequency_penalty != 0.0
     }
 
-    /// The tokens whose logits a penalty changes, in ascending order.
-    fn penalized(&self, tokens: &[u32], draft: &[u32], prompt_len: usize) -> Vec<u32> {
+    /// Puts the tokens whose logits a penalty changes into `ids`, in ascending order.
+    fn penalized(&self, tokens: &[u32], draft: &[u32], prompt_len: usize, ids: &mut Vec<u32>) {
         let len = tokens.len() + draft.len();
         let mut since = len;
         if self.repetition_penalty != 1.0 {
@@ -143,10 +156,10 @@ impl SamplingParams {
         if self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 {
             since = since.min(prompt_len);
         }
-        let mut ids: Vec<u32> = tokens.iter().chain(draft).skip(since).copied().collect();
+        ids.clear();
+        ids.extend(tokens.iter().chain(draft).skip(since));
         ids.sort_unstable();
         ids.dedup();
-        ids
     }
 }
 
@@ -216,17 +229,18 @@ fn keep_likeliest(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
     last
 }
 
-/// Changes `logits`, a copy of `row`'s.
+/// Changes `logits`, a copy of `row`'s. `sorted` is for counting.
 fn penalize(
     params: &SamplingParams,
     row: LogitRow<'_>,
     logits: &mut [f32],
     tokens: &[u32],
     prompt_len: usize,
+    sorted: &mut Vec<u32>,
 ) {
     if params.repetition_penalty != 1.0 {
         let recent = &tokens[tokens.len().saturating_sub(params.repeat_last_n)..];
-        for (id, _) in counts(recent) {
+        for (id, _) in counts(recent, sorted) {
             if let Some(logit) = row.place(id).map(|place| &mut logits[place]) {
                 let penalty = params.repetition_penalty;
                 *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
@@ -234,7 +248,7 @@ fn penalize(
         }
     }
     if params.presence_penalty != 0.0 || params.frequency_penalty != 0.0 {
-        for (id, count) in counts(&tokens[prompt_len.min(tokens.len())..]) {
+        for (id, count) in counts(&tokens[prompt_len.min(tokens.len())..], sorted) {
             if let Some(logit) = row.place(id).map(|place| &mut logits[place]) {
                 *logit -= params.presence_penalty + params.frequency_penalty * count as f32;
             }
@@ -242,11 +256,12 @@ fn penalize(
     }
 }
 
-/// Each token once, with how often it occurs.
-fn counts(tokens: &[u32]) -> Vec<(u32, usize)> {
-    let mut tokens = tokens.to_vec();
-    tokens.sort_unstable();
-    tokens.chunk_by(|a, b| a == b).map(|same| (same[0], same.len())).collect()
+/// Each token once, with how often it occurs, by way of `sorted`.
+fn counts(tokens: &[u32], sorted: &mut Vec<u32>) -> impl Iterator<Item = (u32, usize)> {
+    sorted.clear();
+    sorted.extend_from_slice(tokens);
+    sorted.sort_unstable();
+    sorted.chunk_by(|a, b| a == b).map(|same| (same[0], same.len()))
 }
 
 /// The likelier first, of equals the one that comes first in the row.

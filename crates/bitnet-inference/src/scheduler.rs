@@ -260,8 +260,10 @@ impl Scheduler {
             let ids = sequence.tokens[start..start + entry.count].iter().chain(&entry.draft);
             batch.push(ids, start, &sequence.pages, Outputs::None);
             let outputs = entry.outputs.clone().enumerate();
-            let output = |(i, index)| (row + index - start, sequence.wanted_logits(entry, i));
-            batch.outputs.extend(outputs.map(output));
+            let Batch { outputs: all, spare, .. } = &mut *batch;
+            let output =
+                |(i, index)| (row + index - start, sequence.wanted_logits(entry, i, spare));
+            all.extend(outputs.map(output));
         }
     }
 

@@ -156,12 +156,17 @@ impl Sequence {
         }
     }
 
-    /// Which logits matter of the row that is output number `output` of its entry.
-    pub(crate) fn wanted_logits(&self, entry: &Entry, output: usize) -> Wanted {
+    /// Which logits matter of the row that is output number `output` of its entry; `spare` are lists to be used again.
+    pub(crate) fn wanted_logits(
+        &self,
+        entry: &Entry,
+        output: usize,
+        spare: &mut Vec<Vec<u32>>,
+    ) -> Wanted {
         match &self.task {
             Task::Generate { sampler, .. } => {
                 // A row is drawn from only if the draft before it was right.
-                sampler.wanted(&self.tokens, &entry.draft[..output], self.prompt_len)
+                sampler.wanted(&self.tokens, &entry.draft[..output], self.prompt_len, spare)
             }
             Task::Rows { .. } => Wanted::All,
         }

@@ -6,6 +6,8 @@
 //! against the tier's multiply-add peak (two products of bytes for each weight). Turns alternate with those of the probe,
 //! and what counts is the ratio of their lower quartiles.
 
+mod random;
+
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -16,6 +18,7 @@ use bitnet_kernels::cpu::{CpuBackend, CpuHead};
 use bitnet_kernels::dense::{DenseMatrix, DenseType};
 use bitnet_kernels::head::HeadType;
 use bitnet_kernels::logits::{Logits, Others, Wanted};
+use random::{gaussian, half_bits};
 
 const ROWS: usize = 128_256;
 const COLS: usize = 2560;
@@ -195,22 +198,4 @@ fn alternate(turns: usize, work: &mut dyn FnMut(), probe: &mut dyn FnMut()) -> [
         times.sort_by(f64::total_cmp);
         times[turns / 4]
     })
-}
-
-/// The same normally distributed numbers on every call: sums of twelve uniform ones.
-fn gaussian() -> impl FnMut() -> f32 {
-    let mut state = 1_u64;
-    move || {
-        let uniform = |state: &mut u64| {
-            *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (*state >> 40) as f32 / (1 << 24) as f32
-        };
-        (0..12).map(|_| uniform(&mut state)).sum::<f32>() - 6.0
-    }
-}
-
-/// A float between 2^-14 and 2^15 in size, or zero, cut to binary16.
-fn half_bits(x: f32) -> u16 {
-    let (bits, sign) = (x.to_bits() & 0x7fff_ffff, (x.to_bits() >> 16 & 0x8000) as u16);
-    if bits < 113 << 23 { sign } else { sign | ((bits - (112 << 23)) >> 13) as u16 }
 }

@@ -99,11 +99,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// The matrix `[rows, cols]` that [`store_ternary`](Self::store_ternary) made these bytes of, sharing them; none if they
     /// are something else.
     fn restore_ternary(&self, rows: usize, cols: usize, stored: &Stored) -> Option<Self::Ternary>;
-    /// A head as plain bytes; none where it is made from the model's file at each load.
-    fn store_head<'a>(&self, head: &'a Self::Head) -> Option<StoredParts<'a>>;
+    /// A head as plain bytes, which may be several matrices; none where it is used as it is in the model's file.
+    fn store_head<'a>(&self, head: &'a Self::Head) -> Vec<StoredParts<'a>>;
     /// The head `[rows, cols]` that [`store_head`](Self::store_head) made these bytes of, sharing them; none if they are
     /// something else.
-    fn restore_head(&self, rows: usize, cols: usize, stored: &Stored) -> Option<Self::Head>;
+    fn restore_head(&self, rows: usize, cols: usize, stored: &[Stored]) -> Option<Self::Head>;
     /// Takes a vector.
     fn upload_vector(&self, weights: Vec<f32>) -> Self::Vector;
     /// An empty matrix.

@@ -61,6 +61,8 @@ pub struct HeadCounts {
     pub found: u64,
     /// Tokens of which too many rows may have mattered, so that all were computed.
     pub given_up: u64,
+    /// Those of them for which that was not found out by a search, but is so of most others of which as much is wanted.
+    pub left_out: u64,
     /// Rows computed one by one for both.
     pub rows: u64,
     /// Tokens whose logits were held against all logits.
@@ -75,6 +77,7 @@ impl HeadCounts {
         Self {
             found: self.found - earlier.found,
             given_up: self.given_up - earlier.given_up,
+            left_out: self.left_out - earlier.left_out,
             rows: self.rows - earlier.rows,
             audits: self.audits - earlier.audits,
             misses: self.misses - earlier.misses,
@@ -87,6 +90,7 @@ impl HeadCounts {
 pub struct HeadRecord {
     pub(crate) found: AtomicU64,
     pub(crate) given_up: AtomicU64,
+    pub(crate) left_out: AtomicU64,
     pub(crate) rows: AtomicU64,
     pub(crate) audits: AtomicU64,
     pub(crate) misses: AtomicU64,
@@ -95,10 +99,11 @@ pub struct HeadRecord {
 impl HeadRecord {
     /// What has happened so far.
     pub fn counts(&self) -> HeadCounts {
-        let Self { found, given_up, rows, audits, misses } = self;
-        let [found, given_up, rows, audits, misses] =
-            [found, given_up, rows, audits, misses].map(|count| count.load(Ordering::Relaxed));
-        HeadCounts { found, given_up, rows, audits, misses }
+        let Self { found, given_up, left_out, rows, audits, misses } = self;
+        let [found, given_up, left_out, rows, audits, misses] =
+            [found, given_up, left_out, rows, audits, misses]
+                .map(|count| count.load(Ordering::Relaxed));
+        HeadCounts { found, given_up, left_out, rows, audits, misses }
     }
 }
 

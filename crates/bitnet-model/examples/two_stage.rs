@@ -3,7 +3,7 @@
 //! `cargo run --release -p bitnet-model --example two_stage -- MODEL WINDOW WINDOWS [TEXT]`
 //!
 //! Computes windows of tokens twice, once with all logits and once with those wanted by some way to draw, for each position.
-//! Prints how many positions differ (none may), for how many the search was given up, and how many rows it computed.
+//! Prints how many positions differ (none may), how many were searched for, how many of these in vain, and how many rows that took.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -50,10 +50,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             differ += (0..ids.len()).filter(|&i| !same(&wanted, all.row(i), some.row(i))).count();
         }
         let counts = record.counts().since(before);
-        let searches = counts.found + counts.given_up;
+        let positions = counts.found + counts.given_up;
+        let searches = positions - counts.left_out;
         println!(
-            "{others:?}: {searches} positions, {differ} differ, {} given up, {:.1} rows of {vocab} computed",
-            counts.given_up,
+            "{others:?}: {positions} positions, {differ} differ, {searches} searched for, {} of them given up, {:.1} rows of {vocab} computed",
+            counts.given_up - counts.left_out,
             counts.rows as f64 / searches.max(1) as f64,
         );
     }

@@ -17,8 +17,8 @@ pub struct Batch {
     pub spans: Vec<Span>,
     /// Rows whose logits are wanted, in the order in which they are wanted, and which logits.
     pub outputs: Vec<(usize, Wanted)>,
-    /// Lists of pages to be used again.
-    spare: Vec<Vec<u32>>,
+    /// Lists of pages and of ids to be used again.
+    pub spare: Vec<Vec<u32>>,
 }
 
 /// Which of a sequence's new tokens need logits.
@@ -69,11 +69,14 @@ impl Batch {
         for list in [ids, positions, slots] {
             list.clear();
         }
-        outputs.clear();
-        spare.extend(spans.drain(..).map(|mut span| {
-            span.pages.clear();
-            span.pages
-        }));
+        let ids = outputs.drain(..).filter_map(|(_, wanted)| match wanted {
+            Wanted::Some { always, .. } => Some(always),
+            Wanted::All => None,
+        });
+        let first = spare.len();
+        spare.extend(ids.filter(|ids| ids.capacity() > 0));
+        spare.extend(spans.drain(..).map(|span| span.pages));
+        spare[first..].iter_mut().for_each(Vec::clear);
     }
 
     /// Number of tokens.

@@ -5,12 +5,16 @@
 //! Prints the perplexity of both on a text in windows of 512 tokens, the divergence of their predictions (KL, in nats), how
 //! often they agree on the likeliest token, and the same for random rows, as wide as those of 2B4T and without a model.
 
+#[path = "../../bitnet-kernels/examples/random/mod.rs"]
+mod random;
+
 use bitnet::{BitNetModel, HeadType, ModelConfig};
 use bitnet_kernels::backend::{Backend, Norm};
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::dense::{DenseMatrix, DenseType};
 use bitnet_kernels::logits::{Logits, Wanted};
+use random::{gaussian, half_bits};
 
 const WINDOW: usize = 512;
 
@@ -117,22 +121,4 @@ fn log_probabilities(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
     logits.iter().map(|&x| f64::from(x - max) - sum.ln()).collect()
-}
-
-/// The same normally distributed numbers on every call: sums of twelve uniform ones.
-fn gaussian() -> impl FnMut() -> f32 {
-    let mut state = 1_u64;
-    move || {
-        let uniform = |state: &mut u64| {
-            *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (*state >> 40) as f32 / (1 << 24) as f32
-        };
-        (0..12).map(|_| uniform(&mut state)).sum::<f32>() - 6.0
-    }
-}
-
-/// A float between 2^-14 and 2^15 in size, or zero, cut to binary16.
-fn half_bits(x: f32) -> u16 {
-    let (bits, sign) = (x.to_bits() & 0x7fff_ffff, (x.to_bits() >> 16 & 0x8000) as u16);
-    if bits < 113 << 23 { sign } else { sign | ((bits - (112 << 23)) >> 13) as u16 }
 }

@@ -49,7 +49,9 @@ pub use bitnet_kernels::device::{Device, DeviceError};
 pub use bitnet_kernels::head::{HeadCounts, HeadType, UnknownHead};
 pub use bitnet_kernels::kv::KvType;
 pub use bitnet_model::config::{ArchConfig, HiddenAct};
-pub use bitnet_model::decoder::{CacheUse, LoadProgress, PackedCache};
+pub use bitnet_model::decoder::{
+    CacheUse, CachedFile, CachedKind, CachedOrigin, LoadProgress, PackedCache,
+};
 pub use bitnet_model::error::LoadError;
 pub use bitnet_model::format::{Checkpoint, I2sLayout, OpenOptions, PackedLayout, TensorInfo};
 #[cfg(feature = "hub")]

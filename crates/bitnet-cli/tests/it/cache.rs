@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{Run, program, testdata};
+use crate::{Run, program, run, testdata};
 
 /// Generates with the demo model from a file.
 fn generate(arguments: &[&str], cache: &Path) -> Run {
@@ -81,4 +81,84 @@ fn lazy_loading_and_locking_exclude_each_other() {
     let run = generate(&["--load", "lazy", "--mlock"], home.path());
     assert_eq!(run.code, Some(2), "{}", run.stderr);
     assert!(run.stderr.contains("`lock_memory`"), "{}", run.stderr);
+}
+
+/// A folder with the packed weights of one model, and its path as an argument.
+fn kept(home: &Path) -> String {
+    let folder = home.join("packed").to_str().unwrap().to_owned();
+    generate(&["--cache-dir", &folder], home).text();
+    folder
+}
+
+#[test]
+fn kept_weights_are_listed() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = kept(home.path());
+    let list = run(["cache", "list", "--json", "--cache-dir", &folder, "--cache-size", "2.5G"]);
+    let list = list.json();
+    let file = &list["files"][0];
+    let path = Path::new(file["path"].as_str().unwrap());
+    assert_eq!(file["bytes"], path.metadata().unwrap().len());
+    assert!(file["model"].as_str().unwrap().ends_with("gguf/demo-tq1_0.gguf"), "{list}");
+    assert!(file["form"].as_str().unwrap().contains("head int8"), "{list}");
+    assert!(file["in_use"] == false && file["last_used"].as_u64() > Some(1_700_000_000), "{list}");
+    assert_eq!((&list["bytes"], &list["max_bytes"]), (&file["bytes"], &(5_u64 << 29).into()));
+    let text = run(["cache", "list", "--cache-dir", &folder]).text();
+    assert!(text.contains("of 10 GiB") && text.contains("just now"), "{text}");
+    let empty = home.path().join("empty");
+    let text = run(["cache", "list", "--cache-dir", empty.to_str().unwrap()]).text();
+    assert!(text.contains("size    0 bytes") && !empty.exists(), "{text}");
+}
+
+#[test]
+fn kept_weights_are_deleted_when_asked_for() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = kept(home.path());
+    std::fs::write(Path::new(&folder).join("mine.txt"), "mine").unwrap();
+    let clear = |arguments: &[&str]| {
+        let fixed = ["cache", "clear", "--cache-dir", &folder, "--json"];
+        run(fixed.iter().chain(arguments).copied())
+    };
+    assert_eq!(clear(&["--dry-run"]).json()["deleted"].as_array().unwrap().len(), 1);
+    assert_eq!(files(Path::new(&folder)), 2, "a dry run deletes nothing");
+    let other = clear(&["other.gguf"]);
+    assert_eq!(other.code, Some(2));
+    assert!(other.stderr.contains("no packed weights of other.gguf are kept"), "{}", other.stderr);
+    let model = testdata("demo-model/gguf/demo-tq1_0.gguf");
+    let cleared = clear(&[model.to_str().unwrap()]).json();
+    assert_eq!(cleared["deleted"].as_array().unwrap().len(), 1, "{cleared}");
+    assert!(cleared["bytes"].as_u64() > Some(1 << 20), "{cleared}");
+    assert_eq!(clear(&[]).json()["deleted"].as_array().unwrap().len(), 0);
+    assert_eq!(files(Path::new(&folder)), 1, "what is not ours stays");
+}
+
+#[test]
+fn weights_in_use_are_not_deleted() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = kept(home.path());
+    let list = || run(["cache", "list", "--json", "--cache-dir", &folder]).json();
+    let path = list()["files"][0]["path"].as_str().unwrap().to_owned();
+    let file = std::fs::File::open(&path).unwrap();
+    file.lock_shared().unwrap(); // as a program with mapped weights does
+    assert_eq!(list()["files"][0]["in_use"], true);
+    let cleared = run(["cache", "clear", "--cache-dir", &folder]);
+    assert!(cleared.stderr.contains("is in use and stays"), "{}", cleared.stderr);
+    assert!(cleared.text().starts_with("deleted 0 files") && Path::new(&path).exists());
+    drop(file);
+    let cleared = run(["cache", "clear", "--cache-dir", &folder]);
+    assert!(cleared.text().starts_with("deleted 1 file") && !Path::new(&path).exists());
+}
+
+#[test]
+fn weights_that_are_more_than_the_cache_may_have_are_not_kept() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("packed");
+    let own = ["--cache-dir", folder.to_str().unwrap(), "--cache-size"];
+    let run = generate(&[&own[..], &["64K"]].concat(), home.path());
+    assert!(run.stderr.contains("and the cache may have 65536"), "{}", run.stderr);
+    run.text();
+    assert_eq!(files(&folder), 0);
+    let run = generate(&[&own[..], &["much"]].concat(), home.path());
+    assert_eq!(run.code, Some(2));
+    assert!(run.stderr.contains("expected a size such as 500M"), "{}", run.stderr);
 }

@@ -229,7 +229,7 @@ fn check_wanted(config: &GenerationConfig, logits: &[f32], prompt: &[u32]) {
     let mut samplers = [sampler(config.clone()), sampler(config.clone())];
     let mut tokens = prompt.to_vec();
     for _ in 0..20 {
-        let ids = samplers[0].wanted(&tokens, &[], prompt.len()).of(logits);
+        let ids = samplers[0].wanted(&tokens, &[], prompt.len(), &mut Vec::new()).of(logits);
         let some: Vec<f32> = ids.iter().map(|&id| logits[id as usize]).collect();
         let rows = [LogitRow::All(logits), LogitRow::Some { ids: &ids, logits: &some }];
         let [all, some] = [0, 1].map(|i| samplers[i].draw(rows[i], &tokens, prompt.len()).unwrap());
@@ -269,7 +269,7 @@ fn the_wanted_logits_are_enough() {
 
 #[test]
 fn all_logits_are_wanted_only_where_the_choice_rests_on_all() {
-    let wanted = |config| sampler(config).wanted(&[1], &[2], 1);
+    let wanted = |config| sampler(config).wanted(&[1], &[2], 1, &mut Vec::new());
     let greatest = |count| Wanted::Some { always: vec![], others: Others::Greatest(count) };
     assert_eq!(wanted(GenerationConfig::default()), greatest(1));
     assert_eq!(wanted(GenerationConfig { top_k: 5, top_p: 0.5, ..config() }), greatest(5));

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use bitnet_kernels::kv::PAGE;
+use bitnet_kernels::logits::Wanted;
 use proptest::prelude::*;
 
 use super::*;
@@ -327,6 +328,90 @@ fn a_draft_that_is_right_saves_steps_and_a_wrong_one_costs_nothing_but_time() {
     // The first answer step is timed without a draft. The token after index 15 is not what the draft says.
     assert_eq!(steps[..4], [(0, 1), (0, 1), (3, 4), (5, 1)]);
     assert_eq!(steps.iter().map(|(_, drawn)| drawn).sum::<usize>(), 12);
+}
+
+/// Runs one sequence with drafts until it has one, and gives the plan with it. Steps draw `tokens`, one each.
+fn plan_with_draft(
+    scheduler: &mut Scheduler,
+    ids: &[u32],
+    config: &GenerationConfig,
+    tokens: &[u32],
+) -> Plan {
+    let config = GenerationConfig { draft: DraftStrategy::Ngram, ..config.clone() };
+    let (sampling, max_new_tokens) = (config.sampling().unwrap(), config.max_new_tokens);
+    let work = Work::Generate { sampling, max_new_tokens, stop_ids: vec![99] };
+    scheduler.add(Request { ids: ids.to_vec(), work });
+    for &token in tokens {
+        let plan = plan(scheduler).unwrap();
+        scheduler.observe(&plan, Duration::from_millis(1));
+        let drawn = draw(scheduler, &plan, |_| token);
+        commit(scheduler, &plan, &drawn);
+    }
+    plan(scheduler).unwrap()
+}
+
+#[test]
+fn a_draft_does_not_lead_past_what_ends_an_answer() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    let config = GenerationConfig::default();
+    let plan = plan_with_draft(&mut scheduler, &[3, 1, 2, 99, 7, 8, 3], &config, &[1, 2]);
+    assert_eq!(plan.entries[0].draft, [99, 7, 8]);
+    // All of the draft is right, but the answer ends with its first token.
+    let drawn = draw(&mut scheduler, &plan, |index| [99, 7, 8, 3][index - 8]);
+    let events = commit(&mut scheduler, &plan, &drawn);
+    assert_eq!(events[0].tokens, [99]);
+    let stop = FinishReason::Stop(Stop::Token(99));
+    assert_eq!(events[0].finished, Some(Finished::Generated(stop)));
+}
+
+#[test]
+fn a_draft_is_no_longer_than_what_is_left_of_an_answer() {
+    let ids: Vec<u32> = [1, 2, 3, 4, 5].repeat(20);
+    for left in 1..6 {
+        let config = GenerationConfig { max_new_tokens: 2 + left, ..Default::default() };
+        let plan = plan_with_draft(&mut Scheduler::new(LIMITS), &ids, &config, &[1, 2]);
+        assert_eq!(plan.entries[0].draft.len(), (left - 1).min(3), "{left} tokens left");
+        let limits = Limits { max_seq_len: ids.len() + 2 + left, ..LIMITS };
+        let config = GenerationConfig::default();
+        let plan = plan_with_draft(&mut Scheduler::new(limits), &ids, &config, &[1, 2]);
+        assert_eq!(plan.entries[0].draft.len(), (left - 1).min(3), "room for {left} tokens");
+    }
+}
+
+#[test]
+fn rows_of_a_draft_want_what_the_tokens_before_them_make_less_likely() {
+    let config = GenerationConfig { frequency_penalty: 0.5, ..Default::default() };
+    let mut scheduler = Scheduler::new(LIMITS);
+    let plan = plan_with_draft(&mut scheduler, &[2, 3, 4, 5, 6, 2], &config, &[3, 4]);
+    assert_eq!(plan.entries[0].draft, [5, 6, 2]);
+    let always = batch(&scheduler, &plan).outputs.into_iter().map(|(_, wanted)| match wanted {
+        Wanted::Some { always, .. } => always,
+        Wanted::All => panic!("a greedy sequence wants some logits"),
+    });
+    let always: Vec<_> = always.collect();
+    assert_eq!(always, [&[3, 4][..], &[3, 4, 5], &[3, 4, 5, 6], &[2, 3, 4, 5, 6]]);
+}
+
+#[test]
+fn drafts_of_many_sequences_stay_within_the_budgets() {
+    for limits in [Limits { max_batch_tokens: 7, ..LIMITS }, Limits { max_outputs: 7, ..LIMITS }] {
+        let mut scheduler = Scheduler::new(limits);
+        for _ in 0..3 {
+            scheduler.add(generate_with(DraftStrategy::Ngram, 4, 30));
+        }
+        let mut most = 0;
+        for _ in 0..12 {
+            let plan = plan(&mut scheduler).unwrap();
+            let batch = batch(&scheduler, &plan);
+            assert!(batch.len() <= limits.max_batch_tokens, "{} tokens", batch.len());
+            assert!(batch.outputs.len() <= limits.max_outputs, "{} rows", batch.outputs.len());
+            scheduler.observe(&plan, Duration::from_millis(1));
+            let drawn = draw(&mut scheduler, &plan, |_| 1);
+            commit(&mut scheduler, &plan, &drawn);
+            most = most.max(plan.entries.iter().map(|entry| entry.draft.len()).sum());
+        }
+        assert!(most >= 4, "three sequences leave so much of 7, and {most} were used");
+    }
 }
 
 fn requests() -> impl Strategy<Value = Vec<(usize, Request)>> {

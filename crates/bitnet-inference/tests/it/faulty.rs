@@ -78,11 +78,11 @@ impl Backend for Faulty {
         self.cpu.restore_ternary(rows, cols, stored)
     }
 
-    fn store_head<'a>(&self, head: &'a Self::Head) -> Option<StoredParts<'a>> {
+    fn store_head<'a>(&self, head: &'a Self::Head) -> Vec<StoredParts<'a>> {
         self.cpu.store_head(head)
     }
 
-    fn restore_head(&self, rows: usize, cols: usize, stored: &Stored) -> Option<Self::Head> {
+    fn restore_head(&self, rows: usize, cols: usize, stored: &[Stored]) -> Option<Self::Head> {
         self.cpu.restore_head(rows, cols, stored)
     }
 

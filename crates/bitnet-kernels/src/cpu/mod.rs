@@ -250,11 +250,11 @@ impl Backend for CpuBackend {
         stored::restore_ternary(rows, cols, stored)
     }
 
-    fn store_head<'a>(&self, head: &'a CpuHead) -> Option<StoredParts<'a>> {
+    fn store_head<'a>(&self, head: &'a CpuHead) -> Vec<StoredParts<'a>> {
         stored::store_head(head)
     }
 
-    fn restore_head(&self, rows: usize, cols: usize, stored: &Stored) -> Option<CpuHead> {
+    fn restore_head(&self, rows: usize, cols: usize, stored: &[Stored]) -> Option<CpuHead> {
         stored::restore_head(rows, cols, stored)
     }
 

@@ -327,6 +327,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn every_byte_of_five_trits_is_decoded() {
+        // Column 20·b + 4·j of block b holds digit j of the number b.
+        let digit = |k: usize| {
+            if k.is_multiple_of(4) { k / 20 / 3_usize.pow(k as u32 % 20 / 4) % 3 } else { 1 }
+        };
+        let values: Vec<i8> = (0..243 * 20).map(|k| digit(k) as i8 - 1).collect();
+        let matrix = TernaryMatrix::from_values(1, values.len(), &values, WeightScale::Tensor(1.0));
+        let packed = PackedTernary::pack_as(Packing::FiveTrits, &matrix);
+        assert_eq!(packed.row_words(0).collect::<Vec<_>>(), matrix.row(0));
+    }
+
     fn block_with_one_positive_weight(row: usize, col: usize, packing: Packing) -> (usize, Block) {
         let mut values = vec![0; 32 * 48];
         values[row * 48 + col] = 1;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use super::bitlinear::CpuTernary;
-use super::head::{CpuHead, packed::Int8Head};
+use super::head::{CpuHead, packed::Int8Head, two_stage::TwoStageHead};
 use super::packed::{PackedTernary, Packing};
 use crate::head::HeadType;
 use crate::memory::Lines;
@@ -13,7 +13,7 @@ use crate::stored::{Stored, StoredParts};
 use crate::ternary::WeightScale;
 
 /// Changes whenever the bytes of some packed matrix do: a test tells.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// See [`Backend::layout`](crate::backend::Backend::layout).
 pub(super) fn layout(packing: Packing, head: HeadType) -> String {
@@ -50,24 +50,39 @@ pub(super) fn restore_ternary(rows: usize, cols: usize, stored: &Stored) -> Opti
     Some(CpuTernary { packed, scale })
 }
 
-pub(super) fn store_head(head: &CpuHead) -> Option<StoredParts<'_>> {
+pub(super) fn store_head(head: &CpuHead) -> Vec<StoredParts<'_>> {
     match head {
         CpuHead::Int8(head) => {
             let (panels, scales) = head.stored();
             let form = HeadType::Int8.to_string();
-            Some(StoredParts { form, panels, scales: to_bytes(scales) })
+            vec![StoredParts { form, panels, scales: to_bytes(scales) }]
         }
-        CpuHead::TwoStage(_) | CpuHead::File(_) => None,
+        CpuHead::TwoStage(head) => {
+            let [(rows, scales), (screen, factors)] = head.stored();
+            let parts = |name, panels, floats: &[f32]| {
+                let form = format!("{} {name}", HeadType::TwoStage);
+                StoredParts { form, panels, scales: to_bytes(floats) }
+            };
+            vec![parts("rows", rows, &scales), parts("screen", screen, &factors)]
+        }
+        CpuHead::File(_) => Vec::new(),
     }
 }
 
-pub(super) fn restore_head(rows: usize, cols: usize, stored: &Stored) -> Option<CpuHead> {
-    match stored.form.parse().ok()? {
-        HeadType::Int8 => {
-            let scales = from_bytes(&stored.scales)?;
-            Some(CpuHead::Int8(Int8Head::of_panels(rows, cols, lines(&stored.panels)?, scales)?))
+pub(super) fn restore_head(rows: usize, cols: usize, stored: &[Stored]) -> Option<CpuHead> {
+    let part = |stored: &Stored| Some((lines(&stored.panels)?, from_bytes(&stored.scales)?));
+    match stored {
+        [int8] if int8.form == "int8" => {
+            let (panels, scales) = part(int8)?;
+            Some(CpuHead::Int8(Int8Head::of_panels(rows, cols, panels, scales)?))
         }
-        HeadType::TwoStage | HeadType::File => None,
+        [values, screen]
+            if values.form == "two-stage rows" && screen.form == "two-stage screen" =>
+        {
+            let parts = [part(values)?, part(screen)?];
+            Some(CpuHead::TwoStage(Box::new(TwoStageHead::of_parts(rows, cols, parts)?)))
+        }
+        _ => None,
     }
 }
 
@@ -119,8 +134,12 @@ mod tests {
         DenseMatrix::new(21, 33, DenseType::F32, values.collect::<Vec<_>>().into()).unwrap()
     }
 
-    fn int8_head(backend: &CpuBackend) -> CpuHead {
-        backend.upload_head(head(), HeadType::Int8, &|_| {}).unwrap()
+    fn cpu_head(backend: &CpuBackend, form: HeadType) -> CpuHead {
+        backend.upload_head(head(), form, &|_| {}).unwrap()
+    }
+
+    fn stored_head(parts: &[StoredParts<'_>]) -> Vec<Stored> {
+        parts.iter().map(stored).collect()
     }
 
     #[test]
@@ -143,19 +162,52 @@ mod tests {
     #[test]
     fn a_head_comes_back_as_it_was() {
         let backend = backend(Packing::TwoBits);
-        let head = int8_head(&backend);
-        let parts = backend.store_head(&head).expect("an int8 head is the backend's own");
-        let again = backend.restore_head(21, 33, &stored(&parts)).expect("the same shape");
-        assert_eq!(backend.store_head(&again), Some(parts.clone()));
-        assert!(backend.restore_head(48, 33, &stored(&parts)).is_none(), "more rows");
-        assert!(backend.restore_head(21, 64, &stored(&parts)).is_none(), "more columns");
+        for (form, count) in [(HeadType::Int8, 1), (HeadType::TwoStage, 2)] {
+            let head = cpu_head(&backend, form);
+            let parts = backend.store_head(&head);
+            assert_eq!(parts.len(), count);
+            let stored = stored_head(&parts);
+            let again = backend.restore_head(21, 33, &stored).expect("the same shape");
+            assert_eq!(backend.store_head(&again), parts);
+            assert!(backend.restore_head(48, 33, &stored).is_none(), "more rows");
+            assert!(backend.restore_head(21, 128, &stored).is_none(), "more columns");
+            assert!(backend.restore_head(0, 33, &stored).is_none(), "no rows");
+            assert!(backend.restore_head(21, 0, &stored).is_none(), "no columns");
+            assert!(backend.restore_head(21, 33, &stored[1..]).is_none(), "a part less");
+        }
+    }
+
+    /// Takes a two-stage head whose bounds were changed, if it is taken.
+    fn with_factors(change: impl Fn(&mut Vec<f32>)) -> Option<CpuHead> {
+        let backend = backend(Packing::TwoBits);
+        let head = cpu_head(&backend, HeadType::TwoStage);
+        let mut stored = stored_head(&backend.store_head(&head));
+        let mut factors = from_bytes(&stored[1].scales).unwrap();
+        change(&mut factors);
+        stored[1].scales = to_bytes(&factors).into_owned().into();
+        backend.restore_head(21, 33, &stored)
+    }
+
+    /// Estimates and margins of 32 rows each, then the greatest length of a row.
+    #[test]
+    fn bounds_that_no_head_has_are_refused() {
+        assert!(with_factors(|_| {}).is_some());
+        for bad in [f32::NAN, f32::INFINITY, -1.0, 1e9] {
+            for place in [0, 31, 32, 63] {
+                assert!(with_factors(|factors| factors[place] = bad).is_none(), "{bad} at {place}");
+            }
+        }
+        for bad in [f32::NAN, f32::INFINITY, -1.0] {
+            assert!(with_factors(|factors| factors[64] = bad).is_none(), "length {bad}");
+        }
+        assert!(with_factors(|factors| factors.truncate(64)).is_none());
     }
 
     #[test]
     fn a_head_as_in_the_file_is_not_stored() {
         let backend = backend(Packing::TwoBits);
         let head = backend.upload_head(head(), HeadType::File, &|_| {}).unwrap();
-        assert_eq!(backend.store_head(&head), None);
+        assert_eq!(backend.store_head(&head), []);
     }
 
     #[test]
@@ -168,7 +220,7 @@ mod tests {
         {
             let bad = Stored { form: form.into(), ..good.clone() };
             assert!(backend.restore_ternary(21, 320, &bad).is_none(), "{form}");
-            assert!(backend.restore_head(21, 320, &bad).is_none(), "{form}");
+            assert!(backend.restore_head(21, 320, &[bad]).is_none(), "{form}");
         }
         let short = |bytes: &Bytes, by| bytes.slice(..bytes.len() - by);
         let bad = Stored { scales: short(&good.scales, 4), ..good.clone() };
@@ -193,8 +245,13 @@ mod tests {
                 .panels)
         });
         let backend = backend(Packing::TwoBits);
-        let head = sum(backend.store_head(&int8_head(&backend)).unwrap().panels);
+        let heads = [HeadType::Int8, HeadType::TwoStage].map(|form| {
+            let head = cpu_head(&backend, form);
+            backend.store_head(&head).iter().map(|part| sum(part.panels)).collect::<Vec<_>>()
+        });
         let expected = [0x9266_5250_42e1_48f5, 0xb338_d296_54b8_7fc5];
-        assert_eq!((VERSION, ternary, head), (1, expected, 0x970a_25c9_4f0a_92b3));
+        let expected_heads =
+            [vec![0x970a_25c9_4f0a_92b3], vec![0xfb120d7d4d426d7, 0x467aa8bdb6e69b73]];
+        assert_eq!((VERSION, ternary, heads), (2, expected, expected_heads));
     }
 }

@@ -3,10 +3,13 @@
 //! Each logit is [`dot`](super::dot) of a row and an input: 64 partial sums in four vectors of sixteen. Here a few rows and
 //! tokens go through the columns together, so that what is loaded and decoded serves several products.
 
+mod rows;
+
 use std::ops::Range;
 
 use super::{LANES, add_lanes};
 use crate::dense::{DenseMatrix, DenseType, dequantize, half_to_f32};
+use rows::{F32Row, HalfRow, Plain, Row, StoredRow};
 
 /// Columns of a chunk: a vector for each of four sums.
 const CHUNK: usize = 4 * LANES;
@@ -125,123 +128,6 @@ pub fn logits<M: Floats>(
             DenseType::BF16 => stored::<M, HalfRow<'_, true>>(m, head, rows, x, out),
             _ => decoded(m, head, rows, x, row, out),
         }
-    }
-}
-
-/// A row of the head in chunks of four vectors, and what is left.
-trait Row: Copy {
-    /// Vector `i` of chunk `chunk`.
-    fn vector<M: Floats>(self, m: M, chunk: usize, i: usize) -> M::V;
-    /// The columns after the last whole chunk, and zeros.
-    fn rest(self) -> [f32; CHUNK];
-    /// The bytes of a chunk, if it may come from memory.
-    #[inline(always)]
-    fn stored(&self, _chunk: usize) -> &[u8] {
-        &[]
-    }
-}
-
-/// A row that can be used as it is stored.
-trait StoredRow<'a>: Row {
-    fn new(bytes: &'a [u8]) -> Self;
-}
-
-/// Binary16, or bfloat16 if `BF`.
-#[derive(Clone, Copy)]
-struct HalfRow<'a, const BF: bool> {
-    chunks: &'a [[[[u8; 2]; LANES]; 4]],
-    rest: &'a [[u8; 2]],
-}
-
-impl<'a, const BF: bool> StoredRow<'a> for HalfRow<'a, BF> {
-    #[inline(always)]
-    fn new(bytes: &'a [u8]) -> Self {
-        let (chunks, rest) = bytes.as_chunks::<2>().0.as_chunks::<CHUNK>();
-        Self { chunks: chunks.as_flattened().as_chunks::<LANES>().0.as_chunks().0, rest }
-    }
-}
-
-impl<const BF: bool> Row for HalfRow<'_, BF> {
-    #[inline(always)]
-    fn vector<M: Floats>(self, m: M, chunk: usize, i: usize) -> M::V {
-        let vector = &self.chunks[chunk][i];
-        if BF { m.bf16(vector) } else { m.f16(vector) }
-    }
-
-    #[inline(always)]
-    fn stored(&self, chunk: usize) -> &[u8] {
-        self.chunks[chunk].as_flattened().as_flattened()
-    }
-
-    #[inline(always)]
-    fn rest(self) -> [f32; CHUNK] {
-        let mut y = [0.0; CHUNK];
-        let dtype = if BF { DenseType::BF16 } else { DenseType::F16 };
-        dequantize(dtype, self.rest.as_flattened(), &mut y[..self.rest.len()]);
-        y
-    }
-}
-
-/// Binary32 as stored.
-#[derive(Clone, Copy)]
-struct F32Row<'a> {
-    chunks: &'a [[[[u8; 4]; LANES]; 4]],
-    rest: &'a [[u8; 4]],
-}
-
-impl<'a> StoredRow<'a> for F32Row<'a> {
-    #[inline(always)]
-    fn new(bytes: &'a [u8]) -> Self {
-        let (chunks, rest) = bytes.as_chunks::<4>().0.as_chunks::<CHUNK>();
-        Self { chunks: chunks.as_flattened().as_chunks::<LANES>().0.as_chunks().0, rest }
-    }
-}
-
-impl Row for F32Row<'_> {
-    #[inline(always)]
-    fn vector<M: Floats>(self, m: M, chunk: usize, i: usize) -> M::V {
-        m.f32(&self.chunks[chunk][i])
-    }
-
-    #[inline(always)]
-    fn stored(&self, chunk: usize) -> &[u8] {
-        self.chunks[chunk].as_flattened().as_flattened()
-    }
-
-    #[inline(always)]
-    fn rest(self) -> [f32; CHUNK] {
-        let mut y = [0.0; CHUNK];
-        dequantize(DenseType::F32, self.rest.as_flattened(), &mut y[..self.rest.len()]);
-        y
-    }
-}
-
-/// A row, or an input, in memory as floats.
-#[derive(Clone, Copy)]
-struct Plain<'a> {
-    chunks: &'a [[f32; CHUNK]],
-    rest: &'a [f32],
-}
-
-impl<'a> Plain<'a> {
-    #[inline(always)]
-    fn new(values: &'a [f32]) -> Self {
-        let (chunks, rest) = values.as_chunks();
-        Self { chunks, rest }
-    }
-}
-
-impl Row for Plain<'_> {
-    #[inline(always)]
-    fn vector<M: Floats>(self, m: M, chunk: usize, i: usize) -> M::V {
-        m.load(&self.chunks[chunk].as_chunks::<LANES>().0[i])
-    }
-
-    #[inline(always)]
-    fn rest(self) -> [f32; CHUNK] {
-        let mut y = [0.0; CHUNK];
-        y[..self.rest.len()].copy_from_slice(self.rest);
-        y
     }
 }
 

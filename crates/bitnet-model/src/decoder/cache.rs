@@ -1,11 +1,11 @@
 //! Packed weights that are kept in a file, so that later loads take them from there.
 
+mod folder;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use bitnet_kernels::backend::Backend;
 use bitnet_kernels::head::HeadType;
@@ -16,32 +16,12 @@ use super::{Model, Place};
 use crate::config::ArchConfig;
 use crate::error::LoadError;
 use crate::format::Checkpoint;
-use crate::format::packed::{self, Named, PackedFile, Refused, sum::sum};
+use crate::format::packed::{self, Named, PackedFile, Refused};
+
+pub use folder::{CachedFile, CachedKind, CachedOrigin, PackedCache};
 
 /// Changes whenever the same model file gives other weights than before, as when a decoder was wrong.
 const READING: u32 = 1;
-
-/// The ending of the files.
-const ENDING: &str = "bitnet-packed";
-
-/// Packing so many bytes takes some 50 ms, which is little beside what starting a program takes.
-const WORTH_KEEPING: u64 = 64 << 20;
-
-/// A file that nobody has finished in this time is left over from a process that was killed.
-const ABANDONED: Duration = Duration::from_secs(3600);
-
-/// Where packed weights are kept between loads.
-///
-/// There is one file for each model, packing and form of the output head. A changed model's file is replaced, and those of
-/// models that are gone are deleted when another is written; deleting the folder is always safe. Nothing is written where it
-/// would take more than half of what is free on the disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PackedCache {
-    /// The folder; made when it is needed.
-    pub folder: PathBuf,
-    /// Models with fewer bytes of packed weights are packed each time.
-    pub min_bytes: u64,
-}
 
 /// What a load had of a [`PackedCache`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,11 +40,6 @@ pub enum CacheUse {
 }
 
 impl PackedCache {
-    /// A cache in a folder, for models that are worth it: with at least 64 MiB of packed weights.
-    pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into(), min_bytes: WORTH_KEEPING }
-    }
-
     /// The file for a model, and what is to be in it; none for one that is not kept.
     fn entry<B: Backend>(
         &self,
@@ -83,79 +58,23 @@ impl PackedCache {
         let key = format!("{layout}; {version}, {READING}; {identity}");
         let source = checkpoint.path();
         let source = fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
-        let place = sum(format!("{}\n{layout}", source.display()).as_bytes());
-        let stem = source.file_stem().map_or_else(Default::default, |stem| stem.to_string_lossy());
-        let stem: String = stem.chars().take(64).collect();
-        let path = self.folder.join(format!("{stem}-{place:016x}.{ENDING}"));
-        Ok(Some(Entry { path, key, source }))
-    }
-
-    /// What [`remember`](Self::remember) was told.
-    pub fn remembered(&self, what: &str) -> Option<String> {
-        let text = fs::read_to_string(self.note(what)).ok()?;
-        // The question is in the file too, so that two of the same sum are not mixed up.
-        text.strip_prefix(what)?.strip_prefix(": ")?.strip_suffix('\n').map(str::to_owned)
-    }
-
-    /// Keeps a short answer that takes long to find, such as which packing is faster on this machine.
-    pub fn remember(&self, what: &str, answer: &str) {
-        let write = || -> io::Result<()> {
-            fs::create_dir_all(&self.folder)?;
-            let path = self.note(what);
-            let unfinished =
-                path.with_extension(format!("{}.{}", process::id(), packed::UNFINISHED));
-            fs::write(&unfinished, format!("{what}: {answer}\n"))?;
-            fs::rename(unfinished, path)
-        };
-        if let Err(error) = write() {
-            tracing::debug!(%error, what, answer, "not kept for the next load");
-        }
-    }
-
-    fn note(&self, what: &str) -> PathBuf {
-        self.folder.join(format!("{:016x}.note", sum(what.as_bytes())))
-    }
-
-    /// Deletes files that are of no use any more: of models that are not there, and unfinished ones.
-    fn clean(&self) {
-        let Ok(entries) = fs::read_dir(&self.folder) else { return };
-        for entry in entries.filter_map(Result::ok) {
-            let path = entry.path();
-            let useless = match path.extension().and_then(|ending| ending.to_str()) {
-                Some(ENDING) => packed::source_of(&path).is_ok_and(|source| is_gone(&source)),
-                Some(packed::UNFINISHED) => is_abandoned(&entry),
-                _ => false,
-            };
-            if useless {
-                let deleted = fs::remove_file(&path);
-                tracing::debug!(path = %path.display(), ?deleted, "file of packed weights is of no use");
-            }
-        }
+        Ok(Some(Entry { path: self.place(&source, &layout), key, source }))
     }
 }
 
-/// Whether there is no such file; if only its disk is not there, its folder is not either.
-fn is_gone(source: &Path) -> bool {
-    let missing = |path: &Path| {
-        fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-    };
-    missing(source) && source.parent().is_some_and(|folder| !missing(folder))
-}
-
-fn is_abandoned(entry: &fs::DirEntry) -> bool {
-    let age = |modified| SystemTime::now().duration_since(modified).ok();
-    let modified = entry.metadata().and_then(|metadata| metadata.modified()).ok();
-    modified.and_then(age).is_some_and(|age| age > ABANDONED)
-}
-
-/// Memory of packed weights, about: two bits for each ternary weight, and an int8 head.
+/// Memory of packed weights, about: two bits for each ternary weight, and the head.
 fn packed_bytes(config: &ArchConfig, head: HeadType) -> u64 {
     let linears = (0..LINEARS.len()).map(|linear| {
         let (rows, cols) = load::shape(config, linear);
         (rows as u64).saturating_mul(cols as u64) / 4
     });
     let layer = linears.fold(0, u64::saturating_add);
-    let head = head.bytes(config.vocab_size, config.hidden_size, 0);
+    let head = match head {
+        HeadType::TwoStage => &[HeadType::Int8, HeadType::TwoStage][..], // it has the rows of both
+        HeadType::Int8 | HeadType::File => &[head],
+    };
+    let bytes = |head: &HeadType| head.bytes(config.vocab_size, config.hidden_size, 0);
+    let head = head.iter().map(bytes).fold(0, u64::saturating_add);
     layer.saturating_mul(config.num_hidden_layers as u64).saturating_add(head)
 }
 
@@ -252,6 +171,7 @@ impl<B: Backend> Model<B> {
             Some(head) => head,
             None => load::load_head(checkpoint, &**backend, options.head)?,
         };
+        folder::mark_used(&entry.path);
         let weights = Weights { linears, lm_head };
         let mut model = Self::assemble(checkpoint, Arc::clone(backend), weights)?;
         if let Place::Layers(most) = options.place {
@@ -284,7 +204,7 @@ fn not_lazy(checkpoint: &Checkpoint, reason: String) -> LoadError {
     }
 }
 
-/// All ternary matrices, and the head unless it is made from the model's file at each load.
+/// All ternary matrices, and the head unless it is used as it is in the model's file.
 type Restored<B> = (Vec<<B as Backend>::Ternary>, Option<<B as Backend>::Head>);
 
 impl<B: Backend> Weights<B> {
@@ -305,20 +225,21 @@ impl<B: Backend> Weights<B> {
         });
         let linears = linears.collect::<Result<_, _>>()?;
         let head = match head {
-            HeadType::File | HeadType::TwoStage => None,
-            HeadType::Int8 => {
-                let stored = file.get(HEAD);
-                let (rows, cols) = (config.vocab_size, config.hidden_size);
-                let head = stored.and_then(|stored| backend.restore_head(rows, cols, &stored));
-                Some(head.ok_or_else(|| missing(HEAD))?)
+            HeadType::File => None,
+            HeadType::Int8 | HeadType::TwoStage => {
+                let stored: Vec<_> = (0..).map_while(|part| file.get(&head_name(part))).collect();
+                let head = backend.restore_head(config.vocab_size, config.hidden_size, &stored);
+                Some(head.ok_or_else(|| missing("head"))?)
             }
         };
         Ok((linears, head))
     }
 }
 
-/// The head's name in the file.
-const HEAD: &str = "lm_head";
+/// The names of the head's matrices in the file.
+fn head_name(part: usize) -> String {
+    format!("lm_head.{part}")
+}
 
 impl PackedCache {
     /// Writes a model's weights. Returns the bytes of the file.
@@ -332,10 +253,10 @@ impl PackedCache {
             .enumerate()
             .map(|(index, linear)| (load::linear_name(index), model.backend.store_ternary(linear)))
             .collect();
-        matrices.extend(
-            model.backend.store_head(&model.lm_head).map(|stored| (HEAD.to_owned(), stored)),
-        );
-        let needed = packed::needed(&matrices);
+        let head = model.backend.store_head(&model.lm_head).into_iter().enumerate();
+        matrices.extend(head.map(|(part, stored)| (head_name(part), stored)));
+        let needed = packed::length(&entry.key, &entry.source, &matrices)?;
+        self.make_room(&entry.path, needed)?;
         if let Some(free) = free_bytes(&self.folder)
             && needed > free / 2
         {

@@ -23,7 +23,7 @@ use crate::config::ArchConfig;
 use crate::kv::KvCache;
 
 pub use crate::format::packed::Place;
-pub use cache::{CacheUse, PackedCache};
+pub use cache::{CacheUse, CachedFile, CachedKind, CachedOrigin, PackedCache};
 pub use load::{LoadOptions, LoadProgress};
 
 /// A model, immutable after loading.

@@ -2,6 +2,7 @@
 
 pub mod gguf;
 pub mod metadata;
+pub mod packed;
 pub mod ternary;
 
 mod checkpoint;
@@ -10,7 +11,6 @@ pub(crate) mod impostor;
 mod json;
 mod mmap;
 mod names;
-pub(crate) mod packed;
 mod safetensors;
 pub(crate) mod source;
 

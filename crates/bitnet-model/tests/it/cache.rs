@@ -88,6 +88,7 @@ fn weights_from_a_cache_give_the_same_bits() {
     for (packing, head) in [
         (Packing::TwoBits, HeadType::Int8),
         (Packing::FiveTrits, HeadType::Int8),
+        (Packing::TwoBits, HeadType::TwoStage),
         (Packing::TwoBits, HeadType::File),
     ] {
         let fixture = Fixture { packing, head, ..Fixture::new() };
@@ -259,7 +260,7 @@ fn files_of_models_that_are_gone_are_deleted() {
     let other = fixture.folder.path().join("other.gguf");
     fs::copy(&fixture.model, &other).unwrap();
     fixture.load_from(&other, Some(&fixture.cache()), Place::File);
-    let unfinished = fixture.cache().folder.join("x.bitnet-packed.1-0.unfinished");
+    let unfinished = fixture.cache().folder.join("x-0123456789abcdef.bitnet-packed.1-0.unfinished");
     let old = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 3600);
     fs::File::create(&unfinished).unwrap().set_modified(old).unwrap();
     let foreign = fixture.cache().folder.join("notes.txt");
@@ -271,6 +272,31 @@ fn files_of_models_that_are_gone_are_deleted() {
     assert!(foreign.exists() && files.len() == 1, "{files:?}");
     let name = files[0].file_name().unwrap().to_string_lossy().into_owned();
     assert!(name.starts_with("model-") && name.ends_with(".bitnet-packed"), "{name}");
+}
+
+#[test]
+fn where_there_is_room_for_one_model_it_is_the_one_used_last() {
+    let fixture = Fixture::new();
+    let models = ["a", "b", "c"].map(|name| fixture.folder.path().join(format!("{name}.gguf")));
+    for model in &models {
+        fs::copy(&fixture.model, model).unwrap();
+    }
+    let load = |index: usize, cache: &PackedCache| {
+        thread::sleep(std::time::Duration::from_millis(20)); // times of files are that coarse
+        fixture.load_from(&models[index], Some(cache), Place::File)
+    };
+    let cache = fixture.cache();
+    assert!(load(0, &cache).was_written() && load(1, &cache).was_written());
+    let bytes: u64 = fixture.files().iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    let cache = PackedCache { max_bytes: bytes, ..cache };
+    assert!(load(0, &cache).was_read(), "and so it is the one used last");
+    assert!(load(2, &cache).was_written());
+    assert!(load(0, &cache).was_read() && load(2, &cache).was_read());
+    assert_eq!(fixture.files().len(), 2);
+    let small = PackedCache { max_bytes: bytes / 2 - 1, ..cache };
+    let loaded = load(1, &small);
+    assert!(loaded.packed > 0 && loaded.cache_use == CacheUse::None);
+    assert_eq!(fixture.files().len(), 2, "nothing went for what is not kept");
 }
 
 #[test]

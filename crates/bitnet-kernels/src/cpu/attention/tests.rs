@@ -288,3 +288,29 @@ fn integers_have_the_bits_that_their_products_are_promised() {
     const { assert!((QUERY_MAX + 128) >> 8 == 127 && (-QUERY_MAX + 128) >> 8 >= -128) };
     const { assert!(WEIGHT_MAX >> 8 == 127) };
 }
+
+/// The greatest score is in the second of three chunks, so that sums are made smaller by one fold and not by the next.
+#[test]
+fn the_greatest_score_may_be_in_any_chunk() {
+    for dtype in [KvType::F32, KvType::Int8] {
+        for at in [100, CHUNK + 100, 2 * CHUNK + 100] {
+            let mut sequence = Sequence::new(dtype, 64, 2, 3 * CHUNK);
+            sequence.q.iter_mut().for_each(|x| *x = 0.2 * *x + 0.25);
+            for head in 0..2 {
+                sequence.k[at * 128 + head * 64..][..64].fill(1.0);
+            }
+            sequence.check(&scalar(), &[2 * CHUNK - 1, 2 * CHUNK, 3 * CHUNK - 1], tolerance(dtype));
+        }
+    }
+}
+
+/// Scores of such a head would need more than 32 bits if its queries were rounded as those of shorter ones are.
+#[test]
+fn long_heads_have_the_scores_that_they_should() {
+    let mut sequence = Sequence::new(KvType::Int8, 640, 1, 40);
+    sequence.q.fill(1.0);
+    for (at, k) in sequence.k.chunks_mut(2 * 640).enumerate() {
+        k.fill(if at % 3 == 0 { 1.0 } else { -1.0 });
+    }
+    sequence.check(&scalar(), &[7, 39], tolerance(KvType::Int8));
+}

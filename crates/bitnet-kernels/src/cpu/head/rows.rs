@@ -21,6 +21,23 @@ impl Int8Rows {
         Self { rows, cols, values: Lines::zeroed(lines), scales: vec![0.0; rows] }
     }
 
+    /// Rows that were made before, of their bytes; none if these or the scales are not as many as there are.
+    pub fn of_lines(rows: usize, cols: usize, values: Lines, scales: Vec<f32>) -> Option<Self> {
+        let bytes = rows.checked_mul(cols.checked_next_multiple_of(GROUP_COLS)?)?;
+        let numbers = scales.iter().all(|scale| scale.is_finite());
+        (values.len() == bytes.div_ceil(64) && scales.len() == rows && numbers).then_some(Self {
+            rows,
+            cols,
+            values,
+            scales,
+        })
+    }
+
+    /// The bytes of all rows, and the scales, as [`of_lines`](Self::of_lines) takes them.
+    pub fn stored(&self) -> (&[u8], &[f32]) {
+        (self.values.bytes(), &self.scales)
+    }
+
     pub fn rows(&self) -> usize {
         self.rows
     }

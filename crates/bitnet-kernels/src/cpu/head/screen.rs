@@ -5,7 +5,14 @@ use std::ops::Range;
 use crate::activation::QuantizedRows;
 use crate::cpu::isa::Isa;
 use crate::cpu::packed::{Block, PANEL_ROWS, PackedTernary, Packing};
-use crate::scalar::screen::{Rotation, TokenBounds, Turning};
+use crate::memory::Lines;
+use crate::scalar::screen::{Rotation, SIGMAS, TokenBounds, Turning};
+
+/// The greatest estimate and the greatest margin of a row of length 1. Levels `c` are 0.5 or 1.5 in magnitude and have the signs
+/// of the elements, so `w·c` is half of `|w|` at least and the factor of an estimate, half of `|w|² / w·c`, no more than `|w|`;
+/// `c·c` is at most 2.25 for each element, so the error is below 3 times `|w|·√n`. The rest is for rounding.
+const MOST_ESTIMATE: f32 = 1.01;
+const MOST_MARGIN: f32 = 3.03 * SIGMAS;
 
 /// All rows of a head, turned and in two bits a weight.
 #[derive(Debug, PartialEq)]
@@ -33,6 +40,26 @@ impl Screen {
         let plane = PackedTernary::of_codes(rows, rotation.len());
         let zeros = || vec![0.0; panels * PANEL_ROWS];
         Self { rotation, plane, estimates: zeros(), margins: zeros(), length: 0.0 }
+    }
+
+    /// A screen that was made before, of the bytes of its panels, and of estimates, margins and the greatest length; none if
+    /// these are not as many as it has, or are none that rows can have.
+    pub fn of_lines(rows: usize, cols: usize, lines: Lines, mut factors: Vec<f32>) -> Option<Self> {
+        let (rotation, lanes) = (Rotation::new(cols), rows.div_ceil(PANEL_ROWS) * PANEL_ROWS);
+        let plane = PackedTernary::of_panels(Packing::TwoBits, rows, rotation.len(), lines)?;
+        (factors.len() == 2 * lanes + 1).then_some(())?;
+        let length = factors.pop().filter(|length| length.is_finite())?;
+        let margins = factors.split_off(lanes);
+        let within = |factors: &[f32], most| factors.iter().all(|x| (0.0..=most).contains(x));
+        let fits =
+            within(&factors, MOST_ESTIMATE * length) && within(&margins, MOST_MARGIN * length);
+        fits.then_some(Self { rotation, plane, estimates: factors, margins, length })
+    }
+
+    /// The bytes of all panels, and estimates, margins and the greatest length, as [`of_lines`](Self::of_lines) takes them.
+    pub fn stored(&self) -> (&[u8], Vec<f32>) {
+        let factors = [&self.estimates[..], &self.margins, &[self.length]].concat();
+        (self.plane.panel_bytes(), factors)
     }
 
     /// Everything, for filling; and the rotation.

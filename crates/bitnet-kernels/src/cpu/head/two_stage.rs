@@ -2,11 +2,15 @@
 //!
 //! What it gives are the logits of the int8 head, or fewer of them. Bounds hold with a probability only
 //! ([`crate::scalar::screen`]), so one answer in `AUDIT_EVERY` is held against all logits, and after a miss all logits are
-//! computed always. They are as well when all are wanted, and when a search would take too long.
+//! computed always. They are as well when all are wanted, when a search would take too long, and for most tokens where that was
+//! so of most others (`back_off`).
 
+mod back_off;
+
+use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::packed::{GROUP_COLS, Int8Head};
 use super::product::Int8Product;
@@ -22,8 +26,10 @@ use crate::cpu::{self, CpuBackend};
 use crate::dense::DenseMatrix;
 use crate::head::{HeadRecord, InvalidHead};
 use crate::logits::{LogitRow, Logits, Wanted};
+use crate::memory::Lines;
 use crate::scalar::int8::MAX_COLS;
 use crate::scalar::screen::{Rotation, TokenBounds, Turning};
+use back_off::BackOff;
 
 /// Answers until the next that is held against all logits; the first one is.
 const AUDIT_EVERY: u64 = 1000;
@@ -43,6 +49,7 @@ pub struct TwoStageHead {
     rows: Int8Rows,
     screen: Screen,
     record: Arc<HeadRecord>,
+    back_off: Mutex<BackOff>,
 }
 
 impl TwoStageHead {
@@ -79,7 +86,30 @@ impl TwoStageHead {
         });
         let lengths = results.into_iter().collect::<Result<Vec<f32>, _>>()?;
         screen.set_length(lengths.into_iter().fold(0.0, f32::max));
-        Ok(Self { rows: all, screen, record: Arc::default() })
+        Ok(Self::new(all, screen))
+    }
+
+    fn new(rows: Int8Rows, screen: Screen) -> Self {
+        Self { rows, screen, record: Arc::default(), back_off: Mutex::default() }
+    }
+
+    /// A head `[rows, cols]` that was packed before, of its rows with their scales and its screen with its factors; none if
+    /// these are not those of such a head.
+    pub(crate) fn of_parts(
+        rows: usize,
+        cols: usize,
+        [(values, scales), (screen, factors)]: [(Lines, Vec<f32>); 2],
+    ) -> Option<Self> {
+        (rows > 0 && (1..=MAX_COLS).contains(&cols)).then_some(())?;
+        let all = Int8Rows::of_lines(rows, cols, values, scales)?;
+        let screen = Screen::of_lines(rows, cols, screen, factors)?;
+        Some(Self::new(all, screen))
+    }
+
+    /// The bytes of rows and screen, with scales and factors, as [`of_parts`](Self::of_parts) takes them.
+    pub(crate) fn stored(&self) -> [(&[u8], Cow<'_, [f32]>); 2] {
+        let ((values, scales), (screen, factors)) = (self.rows.stored(), self.screen.stored());
+        [(values, scales.into()), (screen, factors.into())]
     }
 
     /// Rows: the size of the vocabulary.
@@ -196,7 +226,7 @@ impl CpuBackend {
         self.turn(head, x, rows, scratch, workers);
         self.screen(head, scratch, workers);
         self.search(head, x, rows, scratch, workers);
-        let audited = scratch.finish(head, rows.len());
+        let audited = scratch.finish(head, rows);
         let whole = out.reset(head.rows(), scratch.whole.len());
         if !scratch.whole.is_empty() {
             x.select(&scratch.whole, &mut scratch.rest);
@@ -208,7 +238,8 @@ impl CpuBackend {
         }
     }
 
-    /// Turns the tokens that are searched for: those of which some logits are wanted and that floats have room for.
+    /// Turns the tokens that are searched for: those of which some logits are wanted, for which a search pays, and that floats
+    /// have room for.
     fn turn(
         &self,
         head: &TwoStageHead,
@@ -222,6 +253,13 @@ impl CpuBackend {
         let some = rows.iter().enumerate().filter(|(_, (_, some))| trusted && *some != Wanted::All);
         tokens.clear();
         tokens.extend(some.map(|(token, _)| token));
+        let asked = tokens.len();
+        let mut back_off = head.back_off.lock().unwrap_or_else(PoisonError::into_inner);
+        tokens.retain(|&token| back_off.pays(&rows[token].1));
+        drop(back_off);
+        let left_out = (asked - tokens.len()) as u64;
+        head.record.given_up.fetch_add(left_out, Ordering::Relaxed);
+        head.record.left_out.fetch_add(left_out, Ordering::Relaxed);
         let rotation = head.screen.rotation();
         screened.resize(tokens.len(), rotation.len());
         token_bounds.resize(tokens.len(), TokenBounds::default());
@@ -382,16 +420,18 @@ fn gathered<'a>(own: &'a mut Option<Int8Head>, head: &TwoStageHead) -> &'a mut I
 impl Scratch {
     /// Counts what the searches came to, and lists the tokens of which all logits are to be computed. Returns those that have
     /// been found as well and are to be audited.
-    fn finish(&mut self, head: &TwoStageHead, rows: usize) -> Vec<usize> {
+    fn finish(&mut self, head: &TwoStageHead, rows: &[(usize, Wanted)]) -> Vec<usize> {
         let (record, mut audited) = (&head.record, Vec::new());
+        let mut back_off = head.back_off.lock().unwrap_or_else(PoisonError::into_inner);
         self.whole.clear();
         let mut searched = self.tokens.iter().zip(&self.searches).peekable();
-        for token in 0..rows {
+        for (token, (_, wanted)) in rows.iter().enumerate() {
             let Some((_, search)) = searched.next_if(|(searched, _)| **searched == token) else {
                 self.whole.push(token);
                 continue;
             };
             record.rows.fetch_add(search.computed() as u64, Ordering::Relaxed);
+            back_off.learn(wanted, search.state() == State::Found);
             if search.state() == State::GivenUp {
                 record.given_up.fetch_add(1, Ordering::Relaxed);
                 self.whole.push(token);

@@ -99,13 +99,7 @@ impl Checkpoint {
     fn rope_factors(&self, tensor: &Tensor) -> Result<Vec<f32>, LoadError> {
         let expected = vec![self.config.head_dim / 2];
         if tensor.shape != expected {
-            return Err(LoadError::Shape {
-                path: self.file_of(tensor).into(),
-                name: tensor.own_name.clone(),
-                architecture: self.config.architecture.clone(),
-                found: tensor.shape.clone(),
-                expected,
-            });
+            return Err(self.wrong_shape(tensor, expected));
         }
         let factors = self.floats(tensor)?;
         match factors.iter().position(|&factor| !(factor.is_finite() && factor > 0.0)) {
@@ -137,13 +131,7 @@ impl Checkpoint {
         self.check_encoding(name, role, tensor)?;
         let expected = self.stored_shape(tensor, shape)?;
         if tensor.shape != expected {
-            return Err(LoadError::Shape {
-                path: self.file_of(tensor).into(),
-                name: tensor.own_name.clone(),
-                architecture: self.config.architecture.clone(),
-                found: tensor.shape.clone(),
-                expected,
-            });
+            return Err(self.wrong_shape(tensor, expected));
         }
         Ok(tensor)
     }
@@ -168,6 +156,16 @@ impl Checkpoint {
             return Ok(stored);
         }
         Err(self.wrong_encoding(tensor, format!("floats, as {packed} is no multiple of 4")))
+    }
+
+    pub(super) fn wrong_shape(&self, tensor: &Tensor, expected: Vec<usize>) -> LoadError {
+        LoadError::Shape {
+            path: self.file_of(tensor).into(),
+            name: tensor.own_name.clone(),
+            architecture: self.config.architecture.clone(),
+            found: tensor.shape.clone(),
+            expected,
+        }
     }
 
     pub(super) fn wrong_encoding(&self, tensor: &Tensor, expected: impl Into<String>) -> LoadError {

@@ -53,13 +53,7 @@ impl Checkpoint {
             return Ok(None);
         };
         if tensor.shape.iter().product::<usize>() != 1 {
-            return Err(LoadError::Shape {
-                path: self.file_of(tensor).into(),
-                name: tensor.own_name.clone(),
-                architecture: self.config.architecture.clone(),
-                found: tensor.shape.clone(),
-                expected: vec![1],
-            });
+            return Err(self.wrong_shape(tensor, vec![1]));
         }
         let stored = self.floats(tensor)?[0];
         let divides = matches!(self.kind, Kind::HuggingFace(LinearForm::Divide));

@@ -31,8 +31,8 @@ use bitnet_kernels::stored::StoredParts;
 use serde::{Deserialize, Serialize};
 
 pub use super::mmap::Mapping;
-pub use read::{PackedFile, Place, source_of};
-pub use write::{UNFINISHED, needed, write};
+pub use read::{PackedFile, Place, origin};
+pub use write::{UNFINISHED, length, write};
 
 const MAGIC: [u8; 8] = *b"BITNETPK";
 const VERSION: u32 = 1;

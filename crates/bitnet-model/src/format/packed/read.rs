@@ -33,6 +33,8 @@ pub enum Place {
 }
 
 /// A file of packed weights whose sums fit.
+///
+/// Where it is mapped, its bytes hold a shared lock on it, so that others can tell that it is in use.
 #[derive(Debug)]
 pub struct PackedFile {
     pub(super) sections: BTreeMap<String, Section>,
@@ -63,7 +65,11 @@ impl PackedFile {
                 if place == Place::File {
                     mapping.prefer_large_pages();
                 }
-                let bytes = check_mapped(&mapping, start..end, place, &header.sums, threads)?;
+                // Without a lock it may be deleted meanwhile, which does not harm who has mapped it.
+                let _ = file.try_lock_shared();
+                let held = Held { mapping: mapping.clone(), _lock: file };
+                let bytes = Bytes::from_owner(held);
+                let bytes = check_mapped(&mapping, bytes, start..end, place, &header, threads)?;
                 (bytes, Some((mapping, start as usize)))
             }
         };
@@ -97,9 +103,10 @@ impl PackedFile {
     }
 }
 
-/// The path of the model that a file was made of.
-pub fn source_of(path: &Path) -> Result<PathBuf, Refused> {
-    Ok(read_header(&open_regular(path)?)?.0.source.into())
+/// The path of the model that a file was made of, and its key.
+pub fn origin(path: &Path) -> Result<(PathBuf, String), Refused> {
+    let header = read_header(&open_regular(path)?)?.0;
+    Ok((header.source.into(), header.key))
 }
 
 /// Opening a pipe would wait for someone to write to it, so its kind is asked first.
@@ -148,15 +155,28 @@ fn wrong_block(block: usize) -> Refused {
     Refused::Damaged(format!("the check sum of block {block} is another"))
 }
 
-/// The sections in place. Comparing sums brings their pages in.
+/// A mapped file with its lock.
+struct Held {
+    mapping: Mapping,
+    _lock: File,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        self.mapping.as_ref()
+    }
+}
+
+/// The sections in place, out of the bytes of `all`. Comparing sums brings their pages in.
 fn check_mapped(
     mapping: &Mapping,
+    all: Bytes,
     range: Range<u64>,
     place: Place,
-    sums: &[String],
+    header: &Header,
     threads: usize,
 ) -> Result<Bytes, Refused> {
-    let all = mapping.bytes();
+    let sums = &header.sums;
     // Its length was compared with that of the file, but that was before it was mapped.
     let (start, end) = (range.start as usize, range.end as usize);
     if end > all.len() {

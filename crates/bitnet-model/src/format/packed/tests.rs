@@ -42,13 +42,14 @@ fn check_content(file: &PackedFile) {
 fn what_was_written_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x");
-    assert_eq!(written(&path), fs::metadata(&path).unwrap().len());
+    let len = length(KEY, Path::new("model.gguf"), &matrices(&panels())).unwrap();
+    assert_eq!((written(&path), fs::metadata(&path).unwrap().len()), (len, len));
     for place in [Place::File, Place::Memory] {
         for threads in [1, 3] {
             check_content(&PackedFile::open(&path, KEY, place, threads).unwrap());
         }
     }
-    assert_eq!(source_of(&path).unwrap(), Path::new("model.gguf"));
+    assert_eq!(origin(&path).unwrap(), (Path::new("model.gguf").to_owned(), KEY.to_owned()));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left there");
 }
 

@@ -27,10 +27,10 @@ pub fn write(path: &Path, key: &str, source: &Path, matrices: &[Named<'_>]) -> i
     Ok(len)
 }
 
-/// Bytes that a file with these matrices takes on the disk, about.
-pub fn needed(matrices: &[Named<'_>]) -> u64 {
-    let bytes = |(_, m): &Named<'_>| (m.panels.len() + m.scales.len()) as u64 + 2 * PAGE;
-    matrices.iter().map(bytes).sum()
+/// The length of the file that [`write()`] would write.
+pub fn length(key: &str, source: &Path, matrices: &[Named<'_>]) -> io::Result<u64> {
+    let (header, bytes) = Header::plan(key, source, matrices)?;
+    Ok(header.sections_start()? + bytes)
 }
 
 impl Header {
@@ -54,6 +54,10 @@ impl Header {
         let source = source.to_str().unwrap_or_default().to_owned();
         Ok((Self { key: key.to_owned(), source, sections, sums }, bytes))
     }
+
+    fn sections_start(&self) -> io::Result<u64> {
+        Ok(sections_start(serde_json::to_vec(self)?.len()))
+    }
 }
 
 pub(super) fn hex(sum: u64) -> String {
@@ -66,7 +70,7 @@ fn write_all(
     bytes: u64,
     matrices: &[Named<'_>],
 ) -> io::Result<u64> {
-    let start = sections_start(serde_json::to_vec(&header)?.len());
+    let start = header.sections_start()?;
     file.seek(SeekFrom::Start(start))?;
     let mut blocks = Blocks { file, buffer: Vec::with_capacity(BLOCK), at: 0, sums: Vec::new() };
     for (section, (_, matrix)) in header.sections.iter().zip(matrices) {
@@ -150,10 +154,12 @@ impl Unfinished {
         let path = PathBuf::from(name);
         // What a process of the same number left behind is in nobody's use any more.
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
+        let _ = file.try_lock(); // where there are locks, others see that it is being written
         Ok(Self { file, path })
     }
 
     fn publish(self, target: &Path) -> io::Result<()> {
+        let _ = self.file.unlock(); // from here on it is for readers
         fs::rename(&self.path, target)
     }
 }

@@ -370,3 +370,50 @@ fn a_weight_that_is_no_number_is_refused_with_its_row() {
         assert_eq!(found, InvalidHead::NotFinite { row: 5000 });
     }
 }
+
+#[test]
+fn every_head_is_taken_again_as_it_was_stored() {
+    for case in cases() {
+        let heads = Heads::new(&case, Isa::best(), 2);
+        let head = heads.two_stage();
+        let [rows, screen] = head.stored().map(|(bytes, floats)| {
+            let mut lines = Lines::zeroed(bytes.len() / 64);
+            lines.bytes_mut().copy_from_slice(bytes);
+            (lines, floats.into_owned())
+        });
+        let again = TwoStageHead::of_parts(ROWS, case.cols, [rows, screen]);
+        let again = again.unwrap_or_else(|| panic!("{}", case.name));
+        assert!(again.screen == head.screen && again.stored() == head.stored(), "{}", case.name);
+    }
+}
+
+/// Half of the rows are equal: with an input like them, no bounds tell which of these are the greatest.
+fn half_equal(cols: usize) -> Case {
+    Case::random("half of the rows are equal", cols).with(|w, x| {
+        for row in ROWS / 2..ROWS {
+            w.copy_within(0..cols, row * cols);
+        }
+        x[..cols].copy_from_slice(&w[..cols]);
+        x[cols..2 * cols].copy_from_slice(&w[cols..2 * cols]);
+    })
+}
+
+#[test]
+fn where_bounds_never_settle_searches_become_rare_and_logits_stay_the_same() {
+    let case = half_equal(320);
+    let heads = Heads::new(&case, Isa::best(), 2);
+    let (never, soon) = (&case.inputs[..320], &case.inputs[320..640]);
+    let greedy = [some(Others::Greatest(1))];
+    for _ in 0..200 {
+        assert_eq!(heads.check(case.name, never, &greedy), 0);
+    }
+    let counts = heads.two_stage().record().counts();
+    assert_eq!((counts.given_up, counts.found), (200, 0));
+    assert!(counts.left_out > 150, "{counts:?}");
+    // Another kind is not affected.
+    let other = [some(Others::Greatest(5))];
+    assert_eq!(heads.check(case.name, soon, &other), 1);
+    // And this one is taken up again once it pays.
+    let found: u64 = (0..600).map(|_| heads.check(case.name, soon, &greedy)).sum();
+    assert!(found > 300, "{found}");
+}
