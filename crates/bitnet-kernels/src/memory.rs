@@ -189,6 +189,27 @@ impl fmt::Debug for Lines {
     }
 }
 
+/// Asks the system to have bytes in memory soon. Of a mapped file it then reads all that was asked for at once, in place of one
+/// part for each page fault, with neighbours that nobody wants.
+pub fn will_need(bytes: &[u8]) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::mm::{Advice, madvise};
+
+        let page = rustix::param::page_size();
+        let before = bytes.as_ptr().addr() % page;
+        let first = bytes.as_ptr().wrapping_sub(before);
+        let (first, len) = (first.cast_mut().cast(), before + bytes.len());
+        // SAFETY: this advice changes nothing but when the system reads, wherever the range lies: pages that nobody has mapped
+        // make it an error.
+        if let Err(error) = unsafe { madvise(first, len, Advice::WillNeed) } {
+            tracing::trace!(%error, "the system takes no advice");
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = bytes; // the system finds out by itself
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

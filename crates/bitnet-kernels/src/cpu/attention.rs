@@ -24,6 +24,9 @@ const _: () = assert!(CHUNK.is_multiple_of(TILE));
 /// places in the processor's cache.
 const ROW_GAP: usize = 16;
 
+/// Queries for which it does not pay to turn keys and values into floats before they are multiplied.
+const STORED_QUERIES: usize = 2 * TOGETHER;
+
 /// Items for each thread below which chunks become items of their own.
 const ITEMS: usize = 4;
 
@@ -208,11 +211,19 @@ impl Scratch {
         let (stride, row) = (dim + ROW_GAP, dim * dtype.bytes());
         let mut scales = Scales::default();
         // While one thing is turned into floats, the next is fetched.
+        let stored = self.queries.padded() <= STORED_QUERIES && tier::reads_stored(isa, dtype);
         for (index, (part, positions)) in chunk.parts().enumerate() {
-            let blocks = positions.div_ceil(BLOCK);
+            let (blocks, column) = (positions.div_ceil(BLOCK), index * PAGE);
+            let (queries, scores, ahead) =
+                (&self.queries.floats, &mut self.scores, &part.values()[..positions * row]);
+            if stored {
+                let keys = &part.keys()[..blocks * BLOCK * row];
+                tier::score_stored(isa, dtype, queries, keys, ahead, column, scores);
+                continue;
+            }
             let keys = self.page.floats(blocks * BLOCK * dim);
-            tier::read_keys(isa, part, blocks, &part.values()[..positions * row], keys);
-            tier::score(isa, &self.queries.floats, keys, index * PAGE, &mut self.scores);
+            tier::read_keys(isa, part, blocks, ahead, keys);
+            tier::score(isa, queries, keys, column, scores);
             scales.load(part, index, positions);
         }
         let columns = tile.columns(number);
@@ -231,10 +242,16 @@ impl Scratch {
             let ahead = next.next().map_or(&[][..], |(part, positions)| {
                 &part.keys()[..positions.next_multiple_of(BLOCK) * row]
             });
+            let (weights, column, out) = (&self.scores, index * PAGE, &mut self.one.vectors);
+            if stored {
+                let values = &part.values()[..positions * row];
+                let ahead = if ahead.is_empty() { values } else { ahead };
+                tier::weigh_stored(isa, dtype, weights, column, values, ahead, out);
+                continue;
+            }
             let values = self.page.floats(positions * stride);
             tier::read_values(isa, part, positions, stride, ahead, values);
-            let out = &mut self.one.vectors;
-            tier::weigh(isa, &self.scores, index * PAGE, values, stride, out);
+            tier::weigh(isa, weights, column, values, stride, out);
         }
     }
 
@@ -345,8 +362,8 @@ impl<'a> Item<'a> {
     fn finish(&self, isa: Isa, partials: &Partials, out: &mut Stripe<'_>) {
         let dim = self.tile.kv.shape().head_dim;
         let each = out.columns().len() / dim;
-        for token in 0..self.tile.tokens {
-            for (query, out) in out.row(token).chunks_exact_mut(dim).enumerate() {
+        for (token, row) in out.rows().enumerate() {
+            for (query, out) in out.row(row).chunks_exact_mut(dim).enumerate() {
                 isa.finish(partials, token * each + query, out);
             }
         }

@@ -36,10 +36,26 @@ pub(super) struct Products {
     scales: Vec<f32>,
 }
 
+/// Bytes of a step's int8 rows that a thread's second-level cache holds beside a stripe of weights. Activations that come from
+/// beyond it cost a twentieth of the speed. Tests have few tokens, and want several runs of them too.
+const RESIDENT: usize = if cfg!(test) { 1 << 10 } else { 512 << 10 };
+
 /// Tokens in blocks that are computed at a time, as even as possible.
-pub(super) fn blocks(tokens: usize) -> impl Iterator<Item = Range<usize>> {
-    let count = tokens.div_ceil(BLOCK);
-    (0..count).map(move |block| block * tokens / count..(block + 1) * tokens / count)
+pub(super) fn blocks(tokens: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    even(tokens, BLOCK)
+}
+
+/// Tokens in runs of as many as stay in a thread's cache with `cols` columns each; a run is multiplied with all weights before
+/// the next one is touched.
+pub(super) fn runs(tokens: usize, cols: usize) -> impl Iterator<Item = Range<usize>> {
+    even(0..tokens, (RESIDENT / cols.max(1) / BLOCK).max(1) * BLOCK)
+}
+
+/// A range in pieces of at most `most`, as even as possible.
+fn even(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = range.len().div_ceil(most);
+    let end = move |piece| range.start + piece * range.len() / count;
+    (0..count).map(move |piece| end(piece)..end(piece + 1))
 }
 
 impl Part<'_> {
@@ -104,14 +120,22 @@ mod tests {
     #[test]
     fn blocks_cover_all_tokens_and_are_even() {
         for tokens in 0..200 {
-            let all: Vec<_> = blocks(tokens).collect();
+            let all: Vec<_> = blocks(3..3 + tokens).collect();
             assert_eq!(
                 all.iter().cloned().flatten().collect::<Vec<_>>(),
-                (0..tokens).collect::<Vec<_>>()
+                (3..3 + tokens).collect::<Vec<_>>()
             );
             let lens = all.iter().map(Range::len);
             let (least, most) = (lens.clone().min().unwrap_or(0), lens.max().unwrap_or(0));
             assert!(most <= BLOCK && most - least <= 1, "{tokens}: {all:?}");
         }
+    }
+
+    #[test]
+    fn runs_of_tokens_fit_the_cache() {
+        let lens = |tokens, cols| runs(tokens, cols).map(|run| run.len()).collect::<Vec<_>>();
+        assert_eq!(lens(96, RESIDENT / 40), [32, 32, 32], "whole blocks");
+        assert_eq!(lens(33, RESIDENT / 40), [16, 17]);
+        assert_eq!(lens(20, 2 * RESIDENT), [10, 10], "a block at least");
     }
 }

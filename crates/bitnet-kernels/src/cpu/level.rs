@@ -147,14 +147,13 @@ impl CpuFeatures {
 
     /// Features that a tier needs and this CPU lacks.
     ///
-    /// Some are needed only because the compiler takes them for granted beside another: F16C and FMA beside AVX-512 F.
+    /// FMA is needed only because the compiler takes it for granted beside AVX-512 F.
     pub fn missing(&self, level: SimdLevel) -> Vec<&'static str> {
         let sse = [("ssse3", self.ssse3), ("sse4.1", self.sse41)];
         let avx = [("sse4.2", self.sse42), ("avx", self.avx)];
-        let avx2 = [("avx2", self.avx2)];
+        let avx2 = [("f16c", self.f16c), ("avx2", self.avx2)]; // no processor has the second without the first
         let avx512 = [
             ("fma", self.fma),
-            ("f16c", self.f16c),
             ("avx512f", self.avx512f),
             ("avx512bw", self.avx512bw),
             ("avx512vl", self.avx512vl),

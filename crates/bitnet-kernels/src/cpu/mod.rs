@@ -39,12 +39,12 @@ use crate::dense::DenseMatrix;
 use crate::head::{HeadRecord, HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
 use crate::logits::{Logits, Wanted};
-use crate::memory::Arena;
+use crate::memory::{Arena, will_need};
 use crate::profile::Profile;
 use crate::stored::{Stored, StoredParts};
 use crate::ternary::TernaryMatrix;
 pub use bitlinear::CpuTernary;
-use bitlinear::{Part, Products, blocks};
+use bitlinear::{Part, Products, blocks, runs};
 pub use head::CpuHead;
 use head::split::SplitRows;
 use input::{OwnInput, SharedInput};
@@ -52,7 +52,7 @@ use isa::Isa;
 use packed::{PANEL_ROWS, PackedTernary};
 use packing::{ChosenPacking, PackingChoice};
 use plan::ThreadPlan;
-use pool::{PoolOptions, ThreadPool, chunks, stripes};
+use pool::{PoolOptions, ThreadPool, cells, chunks};
 use team::Team;
 
 /// Panels that a thread takes at a time at most: with 2560 columns 160 KB, which stay in its cache while tokens go by.
@@ -107,6 +107,8 @@ impl Matrix {
 #[derive(Default)]
 pub struct CpuScratch {
     input: SharedInput,
+    /// Tokens that are multiplied together.
+    runs: Vec<Range<usize>>,
     normed: Matrix,
     attention: attention::Plan,
     split: SplitRows,
@@ -284,6 +286,8 @@ impl Backend for CpuBackend {
 
     fn embed(&self, table: &DenseMatrix, ids: &[u32], out: &mut Matrix) {
         out.resize(ids.len(), table.cols());
+        // The table is large and, as a rule, a mapped file, whose pages the system may have taken back.
+        ids.iter().for_each(|&id| will_need(table.row(id as usize)));
         self.pool.for_each(chunks(&mut out.data, table.cols()), |row, out| {
             table.dequantize_row(ids[row] as usize, out);
         });
@@ -298,9 +302,11 @@ impl Backend for CpuBackend {
         q: &mut Matrix,
         kv: &mut KvLayer,
     ) {
-        let CpuScratch { input, workers, .. } = scratch;
+        let CpuScratch { input, workers, runs: tokens, .. } = scratch;
         let input = input.prepare(self.isa, &self.pool, workers, x, Some(norm));
-        projection::project(self, workers, &input, &projection, q, kv);
+        tokens.clear();
+        tokens.extend(runs(x.rows(), x.cols));
+        projection::project(self, workers, &input, tokens, &projection, q, kv);
     }
 
     fn project_add(
@@ -311,15 +317,17 @@ impl Backend for CpuBackend {
         w: &CpuTernary,
         y: &mut Matrix,
     ) {
-        let CpuScratch { input, workers, .. } = scratch;
+        let CpuScratch { input, workers, runs: tokens, .. } = scratch;
         let input = input.prepare(self.isa, &self.pool, workers, x, norm);
         let width = w.packed.rows();
-        let parts = stripes(&mut y.data, width, self.stripe_width(width));
+        tokens.clear();
+        tokens.extend(runs(x.rows(), x.cols));
+        let parts = cells(&mut y.data, width, tokens, self.stripe_width(width));
         self.pool.for_each_with(workers, parts, |worker, _, mut stripe| {
             let WorkerScratch { input: own, products: [products, _], row, .. } = worker;
             let x = input.rows(own);
             row.resize(stripe.columns().len(), 0.0);
-            for tokens in blocks(x.rows()) {
+            for tokens in blocks(stripe.rows()) {
                 let part = Part { w, rows: stripe.columns(), x, tokens: tokens.clone() };
                 part.compute(self.isa, products);
                 for token in tokens {
@@ -338,16 +346,18 @@ impl Backend for CpuBackend {
         weights: Gated<'_, Self>,
         out: &mut Matrix,
     ) {
-        let CpuScratch { input, workers, .. } = scratch;
+        let CpuScratch { input, workers, runs: tokens, .. } = scratch;
         let input = input.prepare(self.isa, &self.pool, workers, x, Some(norm));
         let width = weights.gate.packed.rows();
         out.resize(x.rows(), width);
-        let parts = stripes(&mut out.data, width, self.stripe_width(width));
+        tokens.clear();
+        tokens.extend(runs(x.rows(), x.cols));
+        let parts = cells(&mut out.data, width, tokens, self.stripe_width(width));
         self.pool.for_each_with(workers, parts, |worker, _, mut stripe| {
             let WorkerScratch { input: own, products, row, .. } = worker;
             let x = input.rows(own);
             row.resize(stripe.columns().len(), 0.0);
-            for tokens in blocks(x.rows()) {
+            for tokens in blocks(stripe.rows()) {
                 let part = |w| Part { w, rows: stripe.columns(), x, tokens: tokens.clone() };
                 let parts = [weights.gate, weights.up].map(part);
                 for (part, products) in parts.iter().zip(&mut *products) {

@@ -1,18 +1,21 @@
 //! Queries, keys and values as one operation: a thread that has multiplied whole heads turns and stores them at once.
 
+use std::ops::Range;
+
 use super::bitlinear::{Part, blocks};
 use super::input::Input;
 use super::packed::PANEL_ROWS;
-use super::pool::{Either, Interleave, Stripe, stripes};
+use super::pool::{Either, Interleave, Stripe, cells, stripes};
 use super::{CpuBackend, Matrix, WorkerScratch};
 use crate::backend::Projection;
 use crate::kv::{GROUP, KvLayer, KvPartMut, KvShape, PAGE};
 
-/// See [`crate::backend::Backend::project`].
+/// See [`crate::backend::Backend::project`]; `runs` are the tokens whose queries are computed one after the other.
 pub(super) fn project(
     backend: &CpuBackend,
     workers: &mut [WorkerScratch],
     input: &Input<'_>,
+    runs: &[Range<usize>],
     projection: &Projection<'_, CpuBackend>,
     q: &mut Matrix,
     kv: &mut KvLayer,
@@ -25,7 +28,7 @@ pub(super) fn project(
     let unit = heads * shape.head_dim;
     let width = (backend.stripe_width(q_rows + 2 * kv_rows) / unit).max(1) * unit;
     let shares = stripes(kv.groups_mut(), shape.group_bytes(), heads * shape.share_bytes());
-    let parts = Interleave(stripes(&mut q.data, q_rows, width), shares);
+    let parts = Interleave(cells(&mut q.data, q_rows, runs, width), shares);
     backend.pool.for_each_with(workers, parts, |worker, _, part| match part {
         Either::First(q) => queries(backend, worker, input, projection, q),
         Either::Second(shares) => {
@@ -50,7 +53,7 @@ fn queries(
 ) {
     let (isa, WorkerScratch { input: own, products: [products, _], .. }) = (backend.isa, worker);
     let x = input.rows(own);
-    for tokens in blocks(x.rows()) {
+    for tokens in blocks(q.rows()) {
         let part = Part { w: projection.q, rows: q.columns(), x, tokens: tokens.clone() };
         part.compute(isa, products);
         for token in tokens {
@@ -76,7 +79,7 @@ fn keys_and_values(
     let (isa, x) = (backend.isa, input.rows(own));
     keys.resize(rows.len(), 0.0);
     values.resize(rows.len(), 0.0);
-    for tokens in blocks(x.rows()) {
+    for tokens in blocks(0..x.rows()) {
         let part = |w| Part { w, rows: rows.clone(), x, tokens: tokens.clone() };
         let parts = [projection.k, projection.v].map(part);
         for (part, products) in parts.iter().zip(&mut *products) {

@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(check_int8(right), Ok(()));
         let run = |product: &Int8Product<'_>, out: &mut Stripe<'_>| {
             right(product, out);
-            if out.rows() == 5 {
+            if out.rows().len() == 5 {
                 out.row(4)[39] += 4096.0;
             }
         };

@@ -25,7 +25,7 @@ fn floats(seed: u32, count: usize) -> Vec<f32> {
 
 fn ternary(seed: u32, rows: usize, cols: usize, scale: WeightScale) -> TernaryMatrix {
     let values: Vec<i8> =
-        floats(seed, rows * cols).iter().map(|x| (x * 1.5).round() as i8).collect();
+        floats(seed, rows * cols).iter().map(|x| (x * 1.49).round() as i8).collect();
     TernaryMatrix::from_values(rows, cols, &values, scale)
 }
 
@@ -188,7 +188,7 @@ fn normed(x: &[f32], norm: &Norm<Vec<f32>>) -> Vec<f32> {
 
 #[test]
 fn the_gate_is_activated_and_multiplies_up() {
-    let (rows, cols, tokens) = (50, 32, 3);
+    let (rows, cols, tokens) = (50, 32, 40);
     let (gate, up) = (
         ternary(1, rows, cols, scales(0, rows, cols)),
         ternary(2, rows, cols, scales(0, rows, cols)),

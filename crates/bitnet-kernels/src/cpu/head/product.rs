@@ -58,7 +58,7 @@ impl Int8Product<'_> {
     /// Computes the columns of `out`, which start at a panel, with a kernel.
     pub fn run<K: Int8Kernel>(&self, kernel: K, out: &mut Stripe<'_>) {
         assert_eq!(self.x.cols(), self.head.cols(), "head and input have the same columns");
-        assert_eq!(out.rows(), self.tokens.len(), "the output has a row for each token");
+        assert_eq!(out.rows().len(), self.tokens.len(), "the output has a row for each token");
         let columns = out.columns();
         assert!(columns.start.is_multiple_of(PANEL_ROWS), "a stripe starts at a panel");
         let panels = columns.start / PANEL_ROWS..columns.end.div_ceil(PANEL_ROWS);

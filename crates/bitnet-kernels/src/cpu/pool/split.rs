@@ -207,7 +207,7 @@ unsafe impl<'a, T: Send> Split for Ranges<'a, T> {
 pub struct Stripe<'a, T = f32> {
     first: *mut T,
     width: usize,
-    rows: usize,
+    rows: Range<usize>,
     columns: Range<usize>,
     _matrix: PhantomData<&'a mut [T]>,
 }
@@ -221,17 +221,20 @@ impl<T> Stripe<'_, T> {
         self.columns.clone()
     }
 
-    /// Rows of the matrix, or of the cell.
-    pub fn rows(&self) -> usize {
-        self.rows
+    /// Which rows of the matrix: all, or those of a cell.
+    pub fn rows(&self) -> Range<usize> {
+        self.rows.clone()
     }
 
-    /// This stripe's part of one row.
+    /// This stripe's part of one row of the matrix.
+    ///
+    /// # Panics
+    /// If it has none of that row.
     pub fn row(&mut self, row: usize) -> &mut [T] {
-        assert!(row < self.rows);
-        // SAFETY: whoever made this saw that from `first` on there are `rows × width` elements and that `columns` end at
-        // `width` at most, so the range lies within them; no other stripe has these columns of these rows, and `&mut self`
-        // excludes a second slice from this one.
+        assert!(self.rows.contains(&row));
+        // SAFETY: whoever made this saw that the matrix, which begins at `first`, has these rows of `width` elements, and that
+        // `columns` end at `width` at most, so the range lies within it; no other stripe has these columns of these rows, and
+        // `&mut self` excludes a second slice from this one.
         unsafe {
             std::slice::from_raw_parts_mut(
                 self.first.add(row * self.width + self.columns.start),
@@ -285,7 +288,7 @@ unsafe impl<'a, T: Send> Split for Stripes<'a, T> {
         Stripe {
             first: self.first,
             width: self.width,
-            rows: self.rows,
+            rows: 0..self.rows,
             columns,
             _matrix: PhantomData,
         }
@@ -323,12 +326,8 @@ unsafe impl<'a> Split for Cells<'a> {
 
     unsafe fn part(&self, index: usize) -> Stripe<'a> {
         let (rows, stripe) = (index / self.stripes.parts(), index % self.stripes.parts());
-        let rows = &self.rows[rows];
+        let rows = self.rows[rows].clone();
         // SAFETY: the index is in bounds, and of this stripe nothing but these rows is handed out; they lie within the matrix.
-        unsafe {
-            let whole = self.stripes.part(stripe);
-            let first = whole.first.add(rows.start * whole.width);
-            Stripe { first, rows: rows.len(), ..whole }
-        }
+        Stripe { rows, ..unsafe { self.stripes.part(stripe) } }
     }
 }

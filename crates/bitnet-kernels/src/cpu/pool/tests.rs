@@ -131,10 +131,9 @@ fn ranges_and_cells_are_what_was_asked_for_and_no_more() {
     pool.for_each(cells(&mut matrix, 5, &[0..1, 2..4], 3), |index, mut cell| {
         assert_eq!(
             (cell.rows(), cell.columns()),
-            ([1, 2][index / 2], [0..3, 3..5][index % 2].clone())
+            ([0..1, 2..4][index / 2].clone(), [0..3, 3..5][index % 2].clone())
         );
-        (0..cell.rows())
-            .for_each(|row| cell.row(row).iter_mut().for_each(|x| *x += 1.0 + index as f32));
+        cell.rows().for_each(|row| cell.row(row).iter_mut().for_each(|x| *x += 1.0 + index as f32));
     });
     let rows = [[1.0, 1.0, 1.0, 2.0, 2.0], [0.0; 5], [3.0, 3.0, 3.0, 4.0, 4.0]];
     assert_eq!(matrix.as_chunks::<5>().0, [rows[0], rows[1], rows[2], rows[2]]);

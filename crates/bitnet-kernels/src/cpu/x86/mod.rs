@@ -109,9 +109,9 @@ tokens! {
     Sse41
     /// Proof of AVX, and of SSE up to 4.2 with it.
     Avx
-    /// Proof of AVX2.
+    /// Proof of AVX2 and F16C.
     Avx2
-    /// Proof of AVX2 and AVX-VNNI.
+    /// Proof of AVX2, F16C and AVX-VNNI.
     AvxVnni
     /// Proof of AVX-512 F, BW and VL.
     Avx512

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::LINE;
 use crate::cpu::isa::Isa;
 use crate::dense::half_to_f32;
 use crate::kv::{BLOCK, KvPart, KvShape, KvType};
@@ -50,9 +51,6 @@ pub fn read_values(
         }
     }
 }
-
-/// Bytes of a line of the processor's cache.
-const LINE: usize = 64;
 
 fn fetch(bytes: &[u8]) {
     bytes.chunks(LINE).for_each(|line| super::prefetch(line.as_ptr()));

@@ -3,13 +3,53 @@
 //! Four queries go through a few vectors of keys or values at a time, so that eight and more sums grow independently and each
 //! vector that is loaded is used four times.
 
-/// Defines `score` and `weigh`. `$wide` is the number of vectors of values that go together, as many as the registers hold.
+/// Keys and values that are floats already.
+macro_rules! floats {
+    ($features:literal) => {
+        type Element = f32;
+
+        #[target_feature(enable = $features)]
+        #[inline]
+        unsafe fn load_elements(from: *const f32) -> F {
+            // SAFETY: as promised by the caller.
+            unsafe { load_floats(from) }
+        }
+
+        #[inline(always)]
+        fn widen(x: f32) -> f32 {
+            x
+        }
+    };
+}
+
+/// Keys and values of 16 bits as they are stored, turned into floats on their way to the registers. `$load` reads a vector of them.
+macro_rules! stored {
+    ($features:literal, $load:ident, $widen:path) => {
+        type Element = [u8; 2];
+
+        #[target_feature(enable = $features)]
+        #[inline]
+        unsafe fn load_elements(from: *const Element) -> F {
+            // SAFETY: as promised by the caller.
+            unsafe { $load(from.cast()) }
+        }
+
+        #[inline(always)]
+        fn widen(x: Element) -> f32 {
+            $widen(x)
+        }
+    };
+}
+
+/// Defines `score` and `weigh` on `floats` or `stored`. `$wide` is the number of vectors of values that go together, as many as
+/// the registers hold. Both ask for the bytes of `ahead` meanwhile, from its beginning to its end.
 macro_rules! float_loops {
     ($features:literal, $wide:literal) => {
         #[target_feature(enable = $features)]
         pub(super) fn score(
             q: &[[f32; super::TOGETHER]],
-            keys: &[f32],
+            keys: &[Element],
+            ahead: &[u8],
             column: usize,
             scores: &mut [super::Row],
         ) {
@@ -21,15 +61,15 @@ macro_rules! float_loops {
             assert!(positions.is_multiple_of(BLOCK));
             let mut first = 0;
             // The keys of a tile, at most 16 KB, stay in the first-level cache while all queries go by.
-            while first + 2 * LANES <= positions {
+            while first + $wide * LANES <= positions {
                 for (q, scores) in q.chunks_exact(dim).zip(&mut *scores) {
-                    score_tile::<2>(q, keys, first, column, scores);
+                    score_tile::<$wide>(q, keys, ahead, first, column, scores);
                 }
-                first += 2 * LANES;
+                first += $wide * LANES;
             }
             while first < positions {
                 for (q, scores) in q.chunks_exact(dim).zip(&mut *scores) {
-                    score_tile::<1>(q, keys, first, column, scores);
+                    score_tile::<1>(q, keys, ahead, first, column, scores);
                 }
                 first += LANES;
             }
@@ -39,7 +79,8 @@ macro_rules! float_loops {
         #[target_feature(enable = $features)]
         fn score_tile<const N: usize>(
             q: &[[f32; super::TOGETHER]],
-            keys: &[f32],
+            keys: &[Element],
+            ahead: &[u8],
             first: usize,
             column: usize,
             scores: &mut [super::Row; super::TOGETHER],
@@ -48,15 +89,17 @@ macro_rules! float_loops {
 
             let dim = q.len();
             assert!((first + N * LANES).next_multiple_of(BLOCK) * dim <= keys.len());
+            let ahead = ahead.as_ptr().wrapping_add(first * dim * size_of::<Element>());
             let mut sums = [[zero_floats(); N]; super::TOGETHER];
             for i in 0..dim {
                 let mut key = [zero_floats(); N];
+                super::fetch::<Element>(ahead, i, N * LANES);
                 for v in 0..N {
                     let position = first + v * LANES;
                     let at = (position / BLOCK * dim + i) * BLOCK + position % BLOCK;
                     // SAFETY: `LANES` divides `BLOCK`, so these lanes lie in one row of a block, and all rows of the block lie
                     // within `keys`, as the assertion says.
-                    key[v] = unsafe { load_floats(keys.as_ptr().add(at)) };
+                    key[v] = unsafe { load_elements(keys.as_ptr().add(at)) };
                 }
                 for n in 0..super::TOGETHER {
                     let x = splat_float(q[i][n]);
@@ -78,13 +121,15 @@ macro_rules! float_loops {
         pub(super) fn weigh(
             weights: &[super::Row],
             column: usize,
-            values: &[f32],
+            values: &[Element],
             stride: usize,
+            ahead: &[u8],
             out: &mut [f32],
         ) {
             let (weights, _) = weights.as_chunks::<{ super::TOGETHER }>();
             let dim = out.len() / (super::TOGETHER * weights.len());
-            let tile = super::Values { values, stride, positions: values.len() / stride, column };
+            let positions = values.len() / stride;
+            let tile = super::Values { values, stride, positions, column, ahead };
             let mut first = 0;
             while first + $wide * LANES <= dim {
                 for (weights, out) in
@@ -103,7 +148,7 @@ macro_rules! float_loops {
                 for (weights, out) in weights.iter().zip(out.chunks_exact_mut(dim)) {
                     for (weight, values) in weights[column..].iter().zip(values.chunks(stride)) {
                         for i in first..dim {
-                            out[i] += weight * values[i];
+                            out[i] += weight * widen(values[i]);
                         }
                     }
                 }
@@ -114,7 +159,7 @@ macro_rules! float_loops {
         #[target_feature(enable = $features)]
         fn weigh_tile<const N: usize>(
             all_weights: &[super::Row; super::TOGETHER],
-            super::Values { values, stride, positions, column }: super::Values<'_>,
+            super::Values { values, stride, positions, column, ahead }: super::Values<'_, Element>,
             first: usize,
             out: &mut [f32],
         ) {
@@ -122,6 +167,7 @@ macro_rules! float_loops {
             assert!(
                 first + N * LANES <= dim && dim <= stride && positions * stride <= values.len()
             );
+            let ahead = ahead.as_ptr().wrapping_add(first * positions * size_of::<Element>());
             let mut weights = [&[][..]; super::TOGETHER];
             for n in 0..super::TOGETHER {
                 weights[n] = &all_weights[n][column..][..positions];
@@ -136,10 +182,11 @@ macro_rules! float_loops {
             }
             for j in 0..positions {
                 let mut value = [zero_floats(); N];
+                super::fetch::<Element>(ahead, j, N * LANES);
                 for v in 0..N {
                     let at = j * stride + first + v * LANES;
                     // SAFETY: these lanes lie in row `j` of `values`.
-                    value[v] = unsafe { load_floats(values.as_ptr().add(at)) };
+                    value[v] = unsafe { load_elements(values.as_ptr().add(at)) };
                 }
                 for n in 0..super::TOGETHER {
                     let x = splat_float(weights[n][j]);

@@ -26,6 +26,29 @@ pub(super) unsafe fn load_floats(from: *const f32) -> F {
     unsafe { _mm512_loadu_ps(from) }
 }
 
+/// As many binary16 numbers as there are lanes, as floats: exact.
+///
+/// # Safety
+/// They can be read there.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) unsafe fn load_f16(from: *const u8) -> F {
+    // SAFETY: as promised by the caller; `loadu` needs no alignment.
+    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+}
+
+/// As many bfloat16 numbers as there are lanes, as floats: exact.
+///
+/// # Safety
+/// They can be read there.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) unsafe fn load_bf16(from: *const u8) -> F {
+    // SAFETY: as promised by the caller; `loadu` needs no alignment.
+    let halves = unsafe { _mm256_loadu_si256(from.cast()) };
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+}
+
 /// # Safety
 /// A vector can be written there.
 #[target_feature(enable = "avx512f")]
