@@ -23,6 +23,7 @@ pub mod modes;
 pub mod phases;
 mod plan;
 mod probes;
+mod product;
 mod report;
 mod setup;
 mod source;

@@ -17,10 +17,11 @@ use bitnet_kernels::head::HeadType;
 use bitnet_kernels::ternary::TernaryMatrix;
 use serde::Serialize;
 
-use super::kernel::{Shared, activations, parse_shape, weights};
+use super::kernel::parse_shape;
 use super::line::Figure;
 use super::machine::Machine;
 use super::measure::run_cases;
+use super::product::{Shared, activations, weights};
 use super::report::{BenchReport, Work};
 use super::setup::{Forms, Setup};
 use super::source::Build;

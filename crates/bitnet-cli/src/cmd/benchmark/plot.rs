@@ -1,6 +1,6 @@
 //! Curves over threads, context and batch as SVG pictures, which follow the reader's light or dark theme.
 
-use bitnet::bench::{BenchReport, Case, Forms, Line, Measurement, Setup, Work};
+use bitnet::bench::{BenchReport, Case, Line, Measurement, Setup, Work};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
@@ -8,20 +8,22 @@ use super::model::{build, machine};
 use crate::failure::Failure;
 use crate::report::plural;
 
-/// Width and height of a panel.
+/// Width and height of a panel with one line of legend.
 const PANEL: (u32, u32) = (560, 380);
 
 /// What a light theme shows, and what a dark one has in its place. The picture is drawn in the first; its style sheet exchanges
 /// them. Colours of curves are halfway and serve both.
 const TEXT: (RGBColor, &str) = (RGBColor(0x1F, 0x23, 0x28), "#E6EDF3");
 const FAINT: (RGBColor, &str) = (RGBColor(0xD0, 0xD7, 0xDE), "#3D444D");
-const CURVES: [RGBColor; 6] = [
+const CURVES: [RGBColor; 8] = [
     RGBColor(0x3B, 0x82, 0xD6),
     RGBColor(0xD9, 0x6B, 0x27),
     RGBColor(0x2E, 0x9E, 0x6B),
     RGBColor(0x9A, 0x62, 0xC8),
     RGBColor(0xC0, 0x4A, 0x6E),
     RGBColor(0x8A, 0x85, 0x2A),
+    RGBColor(0x2A, 0x9D, 0xB5),
+    RGBColor(0x8C, 0x6D, 0x5A),
 ];
 
 /// Height of a line of the head of a picture: the model, the machine, the command.
@@ -105,7 +107,9 @@ fn picture(report: &BenchReport, command: &str, panels: &[Panel]) -> anyhow::Res
     head.extend(folded(command));
     let rows = panels.len().div_ceil(2);
     let top = 16 + HEAD_LINE * head.len() as u32;
-    let size = (PANEL.0 * 2, PANEL.1 * rows as u32 + top);
+    let most = panels.iter().map(|panel| places(panel).1).max().unwrap_or(1);
+    let height = PANEL.1 + (most - 1) * LEGEND_LINE;
+    let size = (PANEL.0 * 2, height * rows as u32 + top);
     let mut picture = String::new();
     {
         let root = SVGBackend::with_string(&mut picture, size).into_drawing_area();
@@ -182,17 +186,23 @@ fn measured(report: &BenchReport) -> impl Iterator<Item = (&Case, &Measurement)>
     report.cases.iter().filter_map(|case| Some((case, case.measurement()?)))
 }
 
-/// The level, and of the forms those that are not the same everywhere.
-fn name(report: &BenchReport, m: &Measurement) -> String {
-    let mut name = m.kernel.to_owned();
-    let parts: [fn(&Forms) -> &String; 3] =
-        [|forms| &forms.packing, |forms| &forms.head, |forms| &forms.kv_dtype];
-    for (part, what) in parts.into_iter().zip(["", " head", " KV"]) {
-        if measured(report).any(|(_, other)| part(&other.forms) != part(&m.forms)) {
-            name += &format!(", {}{what}", part(&m.forms));
-        }
-    }
-    name
+/// Of the level, the forms and the threads those that are not the same everywhere; threads not where they are the axis.
+fn name(report: &BenchReport, case: &Case, m: &Measurement, with_threads: bool) -> String {
+    let differs = |what: &dyn Fn(&Case, &Measurement) -> String| {
+        let own = what(case, m);
+        measured(report).any(|(case, m)| what(case, m) != own).then_some(own)
+    };
+    let level = |_: &Case, m: &Measurement| m.kernel.to_owned();
+    let threads = |case: &Case, _: &Measurement| plural(case.setup.threads, "thread");
+    let parts = [
+        differs(&level),
+        differs(&|_, m| m.forms.packing.clone()),
+        differs(&|_, m| format!("{} head", m.forms.head)),
+        differs(&|_, m| format!("{} KV", m.forms.kv_dtype)),
+        differs(&threads).filter(|_| with_threads),
+    ];
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { level(case, m) } else { parts.join(", ") }
 }
 
 /// A curve for everything but threads. Packings may differ with these where they are chosen while loading.
@@ -204,7 +214,8 @@ fn over_threads(report: &BenchReport, wanted: impl Fn(Work) -> bool + Copy) -> V
         let key = Setup { threads: 0, ..case.setup.clone() };
         match curves.iter_mut().find(|(other, _)| *other == key) {
             Some((_, curve)) => curve.points.push(point),
-            None => curves.push((key, Curve { name: name(report, m), points: vec![point] })),
+            None => curves
+                .push((key, Curve { name: name(report, case, m, false), points: vec![point] })),
         }
     }
     long_enough(curves.into_iter().map(|(_, curve)| curve).collect())
@@ -213,7 +224,7 @@ fn over_threads(report: &BenchReport, wanted: impl Fn(Work) -> bool + Copy) -> V
 /// A curve for each case.
 fn over_lines(report: &BenchReport, x: impl Fn(&Line) -> Option<usize>) -> Vec<Curve> {
     let curve = |(case, m): (&Case, &Measurement)| {
-        let name = format!("{}, {}", name(report, m), plural(case.setup.threads, "thread"));
+        let name = name(report, case, m, true);
         let points = m.lines.iter().filter_map(|line| Some(Point::new(x(line)?, line)));
         Curve { name, points: points.collect() }
     };
@@ -282,30 +293,44 @@ fn draw<'a>(panel: &Panel, area: &Area<'a>) -> Result<(), DrawError<'a>> {
 const LEGEND_TOP: u32 = 40;
 const LEGEND_LINE: u32 = 20;
 
-/// Draws the title, and below it which curve is which. Returns the lines that the legend takes.
-fn legend<'a>(panel: &Panel, area: &Area<'a>) -> Result<u32, DrawError<'a>> {
-    /// Width of a letter and of the stroke beside a name; fonts differ, so there is some room.
+/// What says of the dashed lines what they are.
+const DASHED: &str = "dashed: what the probes allow";
+/// Width of the stroke beside a name.
+const STROKE: i32 = 32;
+
+/// Where each entry of a legend begins, across and in which line, and how many lines there are.
+fn places(panel: &Panel) -> (Vec<(i32, u32)>, u32) {
+    /// Width of a letter; fonts differ, so there is some room.
     const LETTER: i32 = 7;
-    const STROKE: i32 = 32;
-    area.draw(&Text::new(panel.title, (18, 14), text(20)))?;
-    let (mut x, mut line) = (18, 0);
-    let curves = panel.curves.iter().zip(CURVES.iter().cycle());
-    let names = curves.map(|(curve, color)| (&*curve.name, Some(*color)));
-    for (name, color) in names.chain([("dashed: what the probes allow", None)]) {
-        let stroke = if color.is_some() { STROKE } else { 0 };
+    let strokes = panel.curves.iter().map(|curve| (&*curve.name, STROKE));
+    let (mut places, mut x, mut line) = (Vec::new(), 18, 0);
+    for (name, stroke) in strokes.chain([(DASHED, 0)]) {
         let width = stroke + LETTER * name.len() as i32;
         if x > 18 && x + width > PANEL.0 as i32 {
             (x, line) = (18, line + 1);
         }
+        places.push((x, line));
+        x += width + 16;
+    }
+    (places, line + 1)
+}
+
+/// Draws the title, and below it which curve is which. Returns the lines that the legend takes.
+fn legend<'a>(panel: &Panel, area: &Area<'a>) -> Result<u32, DrawError<'a>> {
+    area.draw(&Text::new(panel.title, (18, 14), text(20)))?;
+    let (places, lines) = places(panel);
+    let curves = panel.curves.iter().zip(CURVES.iter().cycle());
+    let names = curves.map(|(curve, color)| (&*curve.name, Some(*color)));
+    for ((name, color), (x, line)) in names.chain([(DASHED, None)]).zip(places) {
         let y = (LEGEND_TOP + line * LEGEND_LINE) as i32;
         if let Some(color) = color {
             let ends = vec![(x, y + 7), (x + STROKE - 10, y + 7)];
             area.draw(&PathElement::new(ends, color.stroke_width(3)))?;
         }
-        area.draw(&Text::new(name, (x + stroke, y), text(15)))?;
-        x += width + 16;
+        let x = if color.is_some() { x + STROKE } else { x };
+        area.draw(&Text::new(name, (x, y), text(15)))?;
     }
-    Ok(line + 1)
+    Ok(lines)
 }
 
 /// Adds a title for those who hear pictures, and the colours of a dark theme.

@@ -1,4 +1,4 @@
-use bitnet::bench::{Outcome, Outputs};
+use bitnet::bench::{BenchReport, Outcome, Outputs};
 
 use super::*;
 
