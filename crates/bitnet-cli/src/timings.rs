@@ -13,7 +13,11 @@ pub fn table(loaded: &Loaded, timings: &Timings) -> String {
     table.row(["load", "", &seconds(loaded.model.info().load_time)]);
     table.row(["first token", "", &seconds(timings.time_to_first_token())]);
     let speed = rate(timings.prompt_tokens_per_second());
-    table.row(["prompt", &plural(prompt, "token"), &seconds(timings.prompt_time), &speed]);
+    let prompt = match timings.cached_tokens {
+        0 => plural(prompt, "token"),
+        cached => format!("{}, {cached} of them cached", plural(prompt, "token")),
+    };
+    table.row(["prompt", &prompt, &seconds(timings.prompt_time), &speed]);
     let speed = rate(timings.decode_tokens_per_second());
     table.row(["answer", &plural(answer, "token"), &seconds(timings.decode_time), &speed]);
     table.render("")
@@ -54,6 +58,7 @@ pub fn json(loaded: &Loaded, config: &GenerationConfig, output: &Output) -> Valu
             "load_s": info.load_time.as_secs_f64(),
             "time_to_first_token_s": timings.time_to_first_token().as_secs_f64(),
             "prompt_tokens": timings.prompt_tokens,
+            "cached_tokens": timings.cached_tokens,
             "prompt_s": timings.prompt_time.as_secs_f64(),
             "prompt_tokens_per_s": timings.prompt_tokens_per_second(),
             "generated_tokens": timings.generated_tokens,

@@ -1,58 +1,231 @@
-//! Which pages of the cache are free, and how many sequences hold each of the others. Ids only; the bytes are in `KvCache`.
+//! Which pages of the cache are free, which are held, and which are kept for what is in them. Ids only; the bytes are in
+//! `KvCache`.
+//!
+//! A page that is full is filed under its tokens and the page before it. A sequence that begins with the same tokens then
+//! shares the page and does not compute it again (automatic prefix caching: Kwon et al. 2023, vLLM). Tokens are compared and
+//! not hashes of them, so no two texts are ever mixed up. What nobody holds stays filed until its page is needed.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// Which of the filed pages that nobody holds is given to others first. Pages of one text go from its end on in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EvictionStrategy {
+    /// The one that was last used the longest ago.
+    #[default]
+    #[serde(alias = "LRU")]
+    Lru,
+    /// The one that fewest sequences have shared; of equals as `Lru`.
+    #[serde(alias = "LFU")]
+    Lfu,
+    /// One of the text that was filed first.
+    #[serde(alias = "FIFO")]
+    Fifo,
+}
+
+/// What comes before a page: nothing, or a filed page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Chain {
+    /// The page's number; 0 for nothing.
+    number: u64,
+    /// The number of the first page of its text.
+    first: u64,
+}
+
+/// What a page is filed under.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Content {
+    before: Chain,
+    tokens: Box<[u32]>,
+}
+
+/// A page with its content.
+#[derive(Debug)]
+struct Filed {
+    /// With its number, which no other page ever gets.
+    chain: Chain,
+    content: Arc<Content>,
+    /// Sequences that found it.
+    uses: u64,
+    /// When it was last given back.
+    released: u64,
+}
+
+#[derive(Debug, Default)]
+struct Page {
+    holders: u32,
+    filed: Option<Filed>,
+}
+
+/// How often beginnings of sequences were found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefixStats {
+    /// Pages that sequences did not compute because they were there.
+    pub shared: u64,
+    /// Filed pages that were given to others.
+    pub evicted: u64,
+}
 
 /// The pages of one cache.
 #[derive(Debug)]
 pub struct BlockPool {
-    /// Holders of each page; 0 for free ones.
-    holders: Vec<u32>,
+    pages: Vec<Page>,
     /// The page freed last comes first, so that memory which has been used is used again before any that has not.
     free: Vec<u32>,
+    filed: HashMap<Arc<Content>, u32>,
+    /// Filed pages that nobody holds, those to be given away first in front.
+    unheld: BTreeSet<(Rank, u32)>,
+    strategy: EvictionStrategy,
+    /// Pages given back so far, which is the time here.
+    releases: u64,
+    filings: u64,
+    stats: PrefixStats,
 }
+
+/// Smaller is given away first.
+type Rank = (u64, u64);
 
 impl BlockPool {
     /// A pool of `pages` free pages.
-    pub fn new(pages: usize) -> Self {
-        let pages = u32::try_from(pages).expect("a cache has fewer pages than u32 can count");
-        Self { holders: vec![0; pages as usize], free: (0..pages).rev().collect() }
+    pub fn new(pages: usize, strategy: EvictionStrategy) -> Self {
+        let count = u32::try_from(pages).expect("a cache has fewer pages than u32 can count");
+        Self {
+            pages: (0..pages).map(|_| Page::default()).collect(),
+            free: (0..count).rev().collect(),
+            filed: HashMap::new(),
+            unheld: BTreeSet::new(),
+            strategy,
+            releases: 0,
+            filings: 0,
+            stats: PrefixStats::default(),
+        }
     }
 
-    /// Pages that nobody holds.
-    pub fn free(&self) -> usize {
-        self.free.len()
+    /// Pages that can be taken: those that are free, and those that are only kept.
+    pub fn available(&self) -> usize {
+        self.free.len() + self.unheld.len()
+    }
+
+    /// Pages that nobody holds but that are kept for their content.
+    pub fn kept(&self) -> usize {
+        self.unheld.len()
     }
 
     /// Pages in all.
     pub fn total(&self) -> usize {
-        self.holders.len()
+        self.pages.len()
     }
 
-    /// A free page, now held once.
+    /// What was found so far.
+    pub fn stats(&self) -> PrefixStats {
+        self.stats
+    }
+
+    /// A page whose content is of no more use, now held once.
     pub fn take(&mut self) -> Option<u32> {
-        let page = self.free.pop()?;
-        self.holders[page as usize] = 1;
+        let page = match self.free.pop() {
+            Some(page) => page,
+            None => self.evict()?,
+        };
+        self.pages[page as usize].holders = 1;
         Some(page)
     }
 
-    /// Adds a holder to a page that has one: two sequences with the same beginning.
-    ///
-    /// # Panics
-    /// If nobody holds it.
-    pub fn share(&mut self, page: u32) {
-        let holders = &mut self.holders[page as usize];
-        assert!(*holders > 0, "only a page that is held can be shared");
-        *holders += 1;
+    fn evict(&mut self) -> Option<u32> {
+        let (_, page) = self.unheld.pop_first()?;
+        let filed = self.pages[page as usize].filed.take().expect("kept pages are filed");
+        self.filed.remove(&filed.content);
+        self.stats.evicted += 1;
+        Some(page)
     }
 
-    /// Takes a holder from a page; the last one frees it.
+    /// The page that is filed under these tokens, and what comes before the next one.
+    pub fn find(&self, before: Chain, tokens: &[u32]) -> Option<(u32, Chain)> {
+        let page = *self.filed.get(&Content { before, tokens: tokens.into() })?;
+        let filed = self.pages[page as usize].filed.as_ref().expect("it is filed");
+        Some((page, filed.chain))
+    }
+
+    /// Whether nobody holds a page that was found.
+    pub fn is_kept(&self, page: u32) -> bool {
+        self.pages[page as usize].holders == 0
+    }
+
+    /// Adds a holder to a page that was found: a sequence with the same beginning as another one.
+    ///
+    /// # Panics
+    /// If the page is free.
+    pub fn share(&mut self, page: u32) {
+        if self.is_kept(page) {
+            let rank = self.rank(page).expect("only a page with content can be shared");
+            assert!(self.unheld.remove(&(rank, page)), "a page that nobody holds is kept");
+        }
+        let Page { holders, filed } = &mut self.pages[page as usize];
+        *holders += 1;
+        if let Some(filed) = filed {
+            filed.uses += 1;
+            self.stats.shared += 1;
+        }
+    }
+
+    /// Files a full page that is held. If another page is filed under the same tokens, that one is shared in its place and the
+    /// given one released. Returns the page that the sequence now has, and what comes before its next one.
+    pub fn file(&mut self, page: u32, before: Chain, tokens: &[u32]) -> (u32, Chain) {
+        if let Some((same, chain)) = self.find(before, tokens) {
+            if same != page {
+                self.share(same);
+                self.release(page);
+            }
+            return (same, chain);
+        }
+        self.filings += 1;
+        let content = Arc::new(Content { before, tokens: tokens.into() });
+        self.filed.insert(Arc::clone(&content), page);
+        let first = if before == Chain::default() { self.filings } else { before.first };
+        let chain = Chain { number: self.filings, first };
+        self.pages[page as usize].filed = Some(Filed { chain, content, uses: 0, released: 0 });
+        (page, chain)
+    }
+
+    /// Takes a holder from a page; when the last one is gone, the page is free, or kept if it is filed.
     ///
     /// # Panics
     /// If nobody holds it.
     pub fn release(&mut self, page: u32) {
-        let holders = &mut self.holders[page as usize];
+        self.releases += 1;
+        let Page { holders, filed } = &mut self.pages[page as usize];
         *holders = holders.checked_sub(1).expect("only a page that is held can be released");
-        if *holders == 0 {
-            self.free.push(page);
+        if *holders > 0 {
+            return;
         }
+        if let Some(filed) = filed {
+            filed.released = self.releases;
+        }
+        match self.rank(page) {
+            Some(rank) => assert!(self.unheld.insert((rank, page)), "it was held until now"),
+            None => self.free.push(page),
+        }
+    }
+
+    /// Where a filed page stands among those that nobody holds. A page comes before those that its text needs first: it was
+    /// released before them, found no more often, and filed later.
+    fn rank(&self, page: u32) -> Option<Rank> {
+        let &Filed { chain, uses, released, .. } = self.pages[page as usize].filed.as_ref()?;
+        Some(match self.strategy {
+            EvictionStrategy::Lru => (released, 0),
+            EvictionStrategy::Lfu => (uses, released),
+            EvictionStrategy::Fifo => (chain.first, u64::MAX - chain.number),
+        })
+    }
+
+    /// Frees all pages that are only kept. Returns how many these were.
+    pub fn forget(&mut self) -> usize {
+        let freed: Vec<u32> = std::iter::from_fn(|| self.evict()).collect();
+        self.free.extend(freed.iter().rev());
+        freed.len()
     }
 }
 
@@ -60,37 +233,124 @@ impl BlockPool {
 mod tests {
     use super::*;
 
+    fn pool(pages: usize) -> BlockPool {
+        BlockPool::new(pages, EvictionStrategy::Lru)
+    }
+
+    /// Files a text of pages that each have one token, and gives them back as a sequence does, the last one first.
+    fn keep(pool: &mut BlockPool, text: &[u32]) -> Vec<u32> {
+        let (mut before, mut pages) = (Chain::default(), Vec::new());
+        for token in text {
+            let taken = pool.take().unwrap();
+            let (page, chain) = pool.file(taken, before, &[*token]);
+            before = chain;
+            pages.push(page);
+        }
+        pages.iter().rev().for_each(|&page| pool.release(page));
+        pages
+    }
+
+    /// The pages of a text's beginning that are there.
+    fn find(pool: &BlockPool, text: &[u32]) -> Vec<u32> {
+        let (mut before, mut pages) = (Chain::default(), Vec::new());
+        for token in text {
+            let Some((page, chain)) = pool.find(before, &[*token]) else { break };
+            before = chain;
+            pages.push(page);
+        }
+        pages
+    }
+
     #[test]
     fn each_page_is_given_out_once() {
-        let mut pool = BlockPool::new(3);
+        let mut pool = pool(3);
         let pages: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
-        assert_eq!(pages, [0, 1, 2]);
-        assert_eq!(pool.free(), 0);
+        assert_eq!((pages, pool.available()), (vec![0, 1, 2], 0));
     }
 
     #[test]
     fn the_page_freed_last_is_used_first() {
-        let mut pool = BlockPool::new(9);
+        let mut pool = pool(9);
         let (a, _) = (pool.take().unwrap(), pool.take().unwrap());
         pool.release(a);
         assert_eq!(pool.take(), Some(a));
     }
 
     #[test]
-    fn a_shared_page_is_free_when_its_last_holder_goes() {
-        let mut pool = BlockPool::new(1);
-        let page = pool.take().unwrap();
+    fn a_text_is_found_as_far_as_it_is_the_same() {
+        let mut pool = pool(9);
+        let pages = keep(&mut pool, &[1, 2, 3]);
+        assert_eq!(find(&pool, &[1, 2, 3, 4]), pages);
+        assert_eq!(find(&pool, &[1, 2, 9]), pages[..2]);
+        assert_eq!(find(&pool, &[2, 3]), [0; 0], "the same tokens after others are another text");
+        assert_eq!((pool.available(), pool.kept()), (9, 3));
+    }
+
+    #[test]
+    fn a_shared_page_is_kept_when_its_last_holder_goes() {
+        let mut pool = pool(1);
+        let [page] = keep(&mut pool, &[1])[..] else { panic!() };
+        pool.share(page);
         pool.share(page);
         pool.release(page);
-        assert_eq!(pool.free(), 0);
+        assert_eq!((pool.available(), pool.take()), (0, None));
         pool.release(page);
-        assert_eq!(pool.free(), 1);
+        assert_eq!((pool.available(), pool.kept()), (1, 1));
+        assert_eq!(pool.stats(), PrefixStats { shared: 2, evicted: 0 });
+    }
+
+    #[test]
+    fn the_same_text_computed_twice_takes_its_pages_once() {
+        let mut pool = pool(4);
+        let (a, b) = (pool.take().unwrap(), pool.take().unwrap());
+        let (_, chain) = pool.file(a, Chain::default(), &[7]);
+        assert_eq!(pool.file(b, Chain::default(), &[7]), (a, chain));
+        assert_eq!(pool.available(), 3, "the second page is free again");
+        pool.release(a);
+        assert_eq!(pool.kept(), 0, "the second sequence still holds the first page");
+    }
+
+    /// Texts 1-2 and 3-4 are kept, the first is used twice after that; then one page after the other is needed.
+    #[track_caller]
+    fn check_order(strategy: EvictionStrategy, uses: &[u32], expected: [u32; 4]) {
+        let mut pool = BlockPool::new(4, strategy);
+        let names: Vec<u32> = [[1, 2], [3, 4]].iter().flat_map(|t| keep(&mut pool, t)).collect();
+        for first in uses {
+            let pages = find(&pool, &[*first, first + 1]);
+            pages.iter().for_each(|&page| pool.share(page));
+            pages.iter().rev().for_each(|&page| pool.release(page));
+        }
+        let order = std::iter::from_fn(|| pool.take())
+            .map(|page| 1 + names.iter().position(|&name| name == page).unwrap() as u32);
+        assert_eq!(order.collect::<Vec<_>>(), expected, "{strategy:?}");
+        assert_eq!(pool.stats().evicted, 4);
+        assert_eq!(find(&pool, &[1]), [0; 0]);
+    }
+
+    #[test]
+    fn what_is_given_away_first_is_what_the_strategy_says_and_of_a_text_its_end() {
+        check_order(EvictionStrategy::Lru, &[3, 3, 1], [4, 3, 2, 1]);
+        check_order(EvictionStrategy::Lru, &[], [2, 1, 4, 3]);
+        check_order(EvictionStrategy::Lfu, &[3, 3, 1], [2, 1, 4, 3]);
+        check_order(EvictionStrategy::Lfu, &[3, 1], [4, 3, 2, 1]);
+        check_order(EvictionStrategy::Fifo, &[1, 1], [2, 1, 4, 3]);
+    }
+
+    #[test]
+    fn what_is_only_kept_can_be_forgotten() {
+        let mut pool = pool(4);
+        keep(&mut pool, &[1, 2, 3]);
+        let held = pool.take().unwrap();
+        assert_eq!(pool.forget(), 3);
+        assert_eq!((pool.available(), pool.kept(), find(&pool, &[1])), (3, 0, vec![]));
+        pool.release(held);
+        assert_eq!(pool.available(), pool.total());
     }
 
     #[test]
     #[should_panic(expected = "only a page that is held can be released")]
     fn releasing_twice_is_a_bug() {
-        let mut pool = BlockPool::new(1);
+        let mut pool = pool(1);
         let page = pool.take().unwrap();
         pool.release(page);
         pool.release(page);

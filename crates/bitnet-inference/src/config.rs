@@ -5,6 +5,7 @@ use bitnet_model::config::ArchConfig;
 use bitnet_model::kv::page_bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::block_pool::EvictionStrategy;
 use crate::error::InvalidConfig;
 
 /// Memory that the key-value cache may use if nothing else is said. It is taken from the system as it fills.
@@ -26,11 +27,23 @@ pub struct InferenceConfig {
     /// Most bytes of the key-value cache of all sequences, taken from the system as they fill. 0: 1 GiB, or one sequence of
     /// full length if that is more.
     pub kv_cache_bytes: usize,
+    /// Whether keys and values of ended sequences are kept while there is room, so that a sequence that begins with the same
+    /// tokens need not compute them: the next turn of a conversation, or another question with the same instructions.
+    pub prefix_cache: bool,
+    /// What goes first when the room is needed.
+    pub eviction_strategy: EvictionStrategy,
 }
 
 impl Default for InferenceConfig {
     fn default() -> Self {
-        Self { max_batch_size: 16, max_batch_tokens: 512, max_waiting: 256, kv_cache_bytes: 0 }
+        Self {
+            max_batch_size: 16,
+            max_batch_tokens: 512,
+            max_waiting: 256,
+            kv_cache_bytes: 0,
+            prefix_cache: true,
+            eviction_strategy: EvictionStrategy::default(),
+        }
     }
 }
 
@@ -60,6 +73,10 @@ pub struct Limits {
     pub max_outputs: usize,
     /// Requests that may wait.
     pub max_waiting: usize,
+    /// Whether sequences share the pages of a common beginning.
+    pub prefix_cache: bool,
+    /// Which of the pages go first that are kept for sequences to come.
+    pub eviction: EvictionStrategy,
 }
 
 impl EngineConfig {
@@ -83,6 +100,8 @@ impl EngineConfig {
             max_batch_tokens,
             max_outputs: (STEP_LOGITS / model.vocab_size).max(1),
             max_waiting,
+            prefix_cache: self.inference.prefix_cache,
+            eviction: self.inference.eviction_strategy,
         })
     }
 

@@ -24,7 +24,12 @@ use crate::sequence::{FinishReason, SeqId, Task};
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The first step of this request begins.
-    Started(Instant),
+    Started {
+        /// When.
+        at: Instant,
+        /// Tokens of the prompt that need not be computed, as another sequence began with them.
+        cached: usize,
+    },
     /// A token was generated.
     Token {
         /// Its id.
@@ -165,11 +170,14 @@ impl<B: Backend> Engine<B> {
 
     /// Tells those whose first step this is.
     fn announce(&mut self) {
-        let now = Instant::now();
-        for entry in &self.step.plan.entries {
-            let Some(client) = self.clients.get_mut(&entry.id) else { continue };
+        let Self { step, clients, scheduler, .. } = self;
+        let at = Instant::now();
+        for entry in &step.plan.entries {
+            let Some(client) = clients.get_mut(&entry.id) else { continue };
             if client.permit.take().is_some() {
-                let _ = client.events.try_send(Event::Started(now)); // whoever is gone is found in the next step
+                let cached = scheduler.running_mut(entry.id).and_then(|s| s.cached).unwrap_or(0);
+                let started = Event::Started { at, cached };
+                let _ = client.events.try_send(started); // whoever is gone is found in the next step
             }
         }
     }

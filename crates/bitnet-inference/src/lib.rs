@@ -15,6 +15,7 @@ pub mod scheduler;
 pub mod sequence;
 pub mod stream;
 
+pub use block_pool::EvictionStrategy;
 pub use config::{EngineConfig, InferenceConfig};
 pub use error::{EngineError, InvalidConfig};
 pub use handle::{EngineHandle, Stepwise, spawn};

@@ -12,7 +12,7 @@ use bitnet_kernels::kv::PAGE;
 use bitnet_kernels::logits::LogitRow;
 use bitnet_model::batch::{Batch, Outputs};
 
-use crate::block_pool::BlockPool;
+use crate::block_pool::{BlockPool, Chain, PrefixStats};
 use crate::config::Limits;
 use crate::draft::StepCost;
 use crate::request::Request;
@@ -71,7 +71,7 @@ pub enum Finished {
 impl Scheduler {
     /// A scheduler with nothing to do and all pages free.
     pub fn new(limits: Limits) -> Self {
-        let pool = BlockPool::new(limits.pages);
+        let pool = BlockPool::new(limits.pages, limits.eviction);
         let (waiting, running, cost) = (VecDeque::new(), Vec::new(), StepCost::default());
         Self { limits, pool, waiting, running, next_id: 0, cost }
     }
@@ -97,7 +97,7 @@ impl Scheduler {
 
     /// Forgets all sequences that have begun and frees all pages: what is in the cache cannot be trusted any more.
     pub fn remove_running(&mut self) -> Vec<SeqId> {
-        self.pool = BlockPool::new(self.limits.pages);
+        self.pool = BlockPool::new(self.limits.pages, self.limits.eviction);
         self.running.drain(..).map(|sequence| sequence.id).collect()
     }
 
@@ -106,9 +106,14 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Pages that no sequence holds.
+    /// Pages that no sequence holds, those included that are kept for what is in them.
     pub fn free_pages(&self) -> usize {
-        self.pool.free()
+        self.pool.available()
+    }
+
+    /// How often beginnings of sequences were found in the cache.
+    pub fn prefix_stats(&self) -> PrefixStats {
+        self.pool.stats()
     }
 
     /// A sequence that runs.
@@ -176,13 +181,48 @@ impl Scheduler {
     /// Lets the first of those that wait run, if there is room for all its tokens.
     fn admit(&mut self) -> bool {
         let Some(first) = self.waiting.front() else { return false };
-        if self.running.len() == self.limits.max_batch_size
-            || first.pages_needed() > self.pool.free()
-        {
+        if self.running.len() == self.limits.max_batch_size {
             return false;
         }
-        self.running.extend(self.waiting.pop_front());
+        let (found, chain) = self.find(first);
+        // Those that are only kept can be taken as long as they are not wanted.
+        let kept = found.iter().filter(|&&page| self.pool.is_kept(page)).count();
+        if first.pages_needed() - found.len() > self.pool.available() - kept {
+            return false;
+        }
+        let mut first = self.waiting.pop_front().expect("there is one");
+        found.iter().for_each(|&page| self.pool.share(page));
+        first.computed = found.len() * PAGE;
+        first.filed = (found.len(), chain);
+        first.cached.get_or_insert(first.computed);
+        first.pages.extend(found);
+        self.running.push(first);
         self.ensure_pages(self.running.len() - 1)
+    }
+
+    /// The pages of other sequences that begin as one does, as many as it may have, and what comes after them.
+    fn find(&self, sequence: &Sequence) -> (Vec<u32>, Chain) {
+        let (mut pages, mut chain) = (Vec::new(), Chain::default());
+        if self.limits.prefix_cache {
+            for tokens in sequence.tokens.chunks_exact(PAGE).take(sequence.shareable()) {
+                let Some((page, next)) = self.pool.find(chain, tokens) else { break };
+                pages.push(page);
+                chain = next;
+            }
+        }
+        (pages, chain)
+    }
+
+    /// Files the pages of a sequence that have become full, so that others find them.
+    fn file(&mut self, index: usize) {
+        let sequence = &mut self.running[index];
+        let (filed, chain) = &mut sequence.filed;
+        while self.limits.prefix_cache && (*filed + 1) * PAGE <= sequence.computed {
+            let tokens = &sequence.tokens[*filed * PAGE..][..PAGE];
+            let page = &mut sequence.pages[*filed];
+            (*page, *chain) = self.pool.file(*page, *chain, tokens);
+            *filed += 1;
+        }
     }
 
     /// Gives a running sequence the pages that its tokens need, taking them from sequences that came later. False if it had to
@@ -205,8 +245,8 @@ impl Scheduler {
 
     fn preempt_last(&mut self) {
         let mut sequence = self.running.pop().expect("the sequence that needs a page is running");
-        self.release(std::mem::take(&mut sequence.pages));
-        sequence.computed = 0;
+        let pages = sequence.restart();
+        self.release(pages);
         self.waiting.push_front(sequence);
     }
 
@@ -250,9 +290,11 @@ impl Scheduler {
     ) {
         let limit = self.limits.max_seq_len;
         for (entry, &drawn) in plan.entries.iter().zip(drawn) {
-            let Some(sequence) = self.running_mut(entry.id) else { continue };
-            let finished = sequence.advance(entry, drawn, limit);
-            let over = finished.is_some();
+            let found = self.running.iter().position(|sequence| sequence.id == entry.id);
+            let Some(index) = found else { continue };
+            let finished = self.running[index].advance(entry, drawn, limit);
+            self.file(index);
+            let (sequence, over) = (&self.running[index], finished.is_some());
             tell(entry.id, &sequence.tokens[sequence.tokens.len() - drawn..], finished);
             if over {
                 self.remove(entry.id);

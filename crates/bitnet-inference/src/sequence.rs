@@ -3,6 +3,7 @@
 use bitnet_kernels::kv::PAGE;
 use bitnet_kernels::logits::{LogitRow, Wanted};
 
+use crate::block_pool::Chain;
 use crate::draft::Drafting;
 use crate::request::{DraftStrategy, Request, Work};
 use crate::sampler::{SampleError, Sampler};
@@ -57,6 +58,10 @@ pub struct Sequence {
     pub(crate) computed: usize,
     /// The pages of `tokens`, in order; none while it waits.
     pub(crate) pages: Vec<u32>,
+    /// How many of them are filed, and what comes before the next one.
+    pub(crate) filed: (usize, Chain),
+    /// Tokens of the prompt that were in the cache when it began.
+    pub(crate) cached: Option<usize>,
     pub(crate) task: Task,
 }
 
@@ -95,6 +100,8 @@ impl Sequence {
             tokens: request.ids,
             computed: 0,
             pages: Vec::new(),
+            filed: Default::default(),
+            cached: None,
             task,
         }
     }
@@ -115,6 +122,23 @@ impl Sequence {
     /// Tokens still to compute.
     pub(crate) fn pending(&self) -> usize {
         self.wanted() - self.computed
+    }
+
+    /// The most pages that may come from another sequence: of full pages those that leave a token to be computed, and all of
+    /// whose logits are wanted.
+    pub(crate) fn shareable(&self) -> usize {
+        let most = self.wanted().saturating_sub(1);
+        let tokens = match self.task {
+            Task::Generate { .. } => most,
+            Task::Rows { next, .. } => most.min(next),
+        };
+        tokens / PAGE
+    }
+
+    /// Forgets its pages, which it returns, as if it had not begun.
+    pub(crate) fn restart(&mut self) -> Vec<u32> {
+        (self.computed, self.filed) = Default::default();
+        std::mem::take(&mut self.pages)
     }
 
     /// Pages that all its tokens need.

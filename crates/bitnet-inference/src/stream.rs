@@ -53,6 +53,8 @@ impl fmt::Display for Output {
 pub struct Timings {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them whose keys and values were there already, from another sequence that began with them.
+    pub cached_tokens: usize,
     /// Tokens generated.
     pub generated_tokens: usize,
     /// From the request to its first step.
@@ -69,9 +71,11 @@ impl Timings {
         self.queue_time + self.prompt_time
     }
 
-    /// Tokens of the prompt per second; none if no token was generated, since then it is not known when the prompt was done.
+    /// Tokens of the prompt computed per second; none if no token was generated, since then it is not known when the prompt was
+    /// done.
     pub fn prompt_tokens_per_second(&self) -> Option<f64> {
-        (self.generated_tokens > 0).then(|| per_second(self.prompt_tokens, self.prompt_time))?
+        let computed = self.prompt_tokens - self.cached_tokens;
+        (self.generated_tokens > 0).then(|| per_second(computed, self.prompt_time))?
     }
 
     /// Tokens per second after the first; none if there are no two tokens.
@@ -99,6 +103,7 @@ pub struct Generation {
     failed: bool,
     submitted: Instant,
     started: Option<Instant>,
+    cached: usize,
     first: Option<Instant>,
     last: Option<Instant>,
 }
@@ -123,6 +128,7 @@ impl Generation {
             failed: false,
             submitted,
             started: None,
+            cached: 0,
             first: None,
             last: None,
         }
@@ -165,6 +171,7 @@ impl Generation {
         };
         Timings {
             prompt_tokens: self.prompt_ids.len(),
+            cached_tokens: self.cached,
             generated_tokens: self.ids.len(),
             queue_time: between(Some(self.submitted), self.started),
             prompt_time: between(self.started, self.first),
@@ -179,8 +186,8 @@ impl Generation {
     /// Takes an event, or the end of them, and gives the piece that it makes, if it makes one.
     fn take(&mut self, event: Option<Event>) -> Option<Result<Piece, EngineError>> {
         match event {
-            Some(Event::Started(at)) => {
-                self.started = Some(at);
+            Some(Event::Started { at, cached }) => {
+                (self.started, self.cached) = (Some(at), cached);
                 None
             }
             Some(Event::Token { id, at }) => Some(Ok(self.token(id, at))),

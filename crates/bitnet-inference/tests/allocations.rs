@@ -1,5 +1,6 @@
 //! A step that generates allocates nothing in the model and its kernels, on any compute thread; neither does the engine,
-//! but for the channel that its tokens go out on, which takes a block for each 31 of them.
+//! but for the channel that its tokens go out on, which takes a block for each 31 of them, and for the tokens under which a
+//! full page is filed, once in 64 of them.
 
 #![expect(unsafe_code, reason = "an allocator that counts is one that allocates")]
 

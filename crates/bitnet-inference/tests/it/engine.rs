@@ -95,6 +95,33 @@ fn a_sequence_that_had_to_make_room_gives_the_same_tokens() {
 }
 
 #[test]
+fn a_beginning_that_another_request_had_is_shared_and_changes_no_answer() {
+    let model = load(TINY, cpu());
+    let alone = EngineConfig {
+        inference: InferenceConfig { prefix_cache: false, ..Default::default() },
+        ..exact()
+    };
+    let (alone, sharing) =
+        (spawn(Arc::clone(&model), &alone).unwrap(), spawn(model, &exact()).unwrap());
+    let long: Vec<u32> = (0..150).map(|i| 100 + i * 7 % 250).collect();
+    let other = [&long[..100], &[7, 8, 9]].concat();
+    // The same once more, a part of it, and what the answer makes of it.
+    let (answer, _) = tokens(&alone.submit(generate(&long, 70)).unwrap());
+    let turn = [&long[..], &answer, &[5]].concat();
+    for (prompt, expected) in [(&long, 0), (&long, 128), (&other, 64), (&turn, 128), (&turn, 192)] {
+        let events = sharing.submit(generate(prompt, 30)).unwrap();
+        let event = events.recv_blocking();
+        let Ok(Event::Started { cached, .. }) = event else { panic!("{event:?}") };
+        assert_eq!(cached, expected);
+        assert_eq!(tokens(&events), tokens(&alone.submit(generate(prompt, 30)).unwrap()));
+    }
+    for from in [0, 64, 149] {
+        let rows = |engine: &EngineHandle| engine.logits(long.clone(), from).unwrap();
+        assert_eq!(rows(&sharing), rows(&alone));
+    }
+}
+
+#[test]
 fn drafts_change_the_number_of_steps_and_not_the_answer() {
     let (model, engine) = faulty(&exact());
     let sampled = GenerationConfig {
@@ -194,7 +221,7 @@ fn a_full_queue_is_an_error_and_not_a_wait() {
     let gate = model.backend().gate.lock().unwrap();
     let submit = || engine.submit(generate(&PROMPT, 3));
     let first = submit().unwrap();
-    assert!(matches!(first.recv_blocking(), Ok(Event::Started(_)))); // it does not wait any more
+    assert!(matches!(first.recv_blocking(), Ok(Event::Started { .. }))); // it does not wait any more
     let waiting = [submit().unwrap(), submit().unwrap()];
     assert_eq!(submit().unwrap_err(), EngineError::QueueFull { waiting: 2 });
     drop(gate);

@@ -101,6 +101,8 @@ pub(super) fn room_for(
         max_batch_tokens: default.max_batch_tokens.max(2 * sequences),
         max_waiting: default.max_waiting.max(sequences),
         kv_cache_bytes: positions.saturating_mul(bytes_per_token),
+        prefix_cache: false, // every measurement computes what it says
+        ..default
     }
 }
 
@@ -134,7 +136,7 @@ fn collect(events: &Receiver<Event>) -> Result<Timed, Error> {
     let mut found = Timed { started: Instant::now(), ids: Vec::new(), at: Vec::new() };
     loop {
         match events.recv_blocking() {
-            Ok(Event::Started(at)) => found.started = at,
+            Ok(Event::Started { at, .. }) => found.started = at,
             Ok(Event::Token { id, at }) => {
                 found.ids.push(id);
                 found.at.push(at);

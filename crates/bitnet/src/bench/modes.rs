@@ -113,6 +113,7 @@ pub fn run(
             let inference = InferenceConfig {
                 max_batch_size: together,
                 max_batch_tokens: InferenceConfig::default().max_batch_tokens.max(together),
+                prefix_cache: false, // every prompt is computed
                 ..InferenceConfig::default()
             };
             let config = ModelConfig { threads, ..model.clone() };

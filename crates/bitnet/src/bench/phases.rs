@@ -130,6 +130,7 @@ pub fn run(
     let inference = InferenceConfig {
         max_batch_tokens: config.prompt_tokens.max(InferenceConfig::default().max_batch_tokens),
         max_batch_size: most.max(InferenceConfig::default().max_batch_size),
+        prefix_cache: false, // every measurement computes what it says
         ..InferenceConfig::default()
     };
     let model = ModelConfig { threads: config.threads, ..model.clone() };
