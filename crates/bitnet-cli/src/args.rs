@@ -113,11 +113,7 @@ impl ModelArgs {
         ModelConfig {
             device: self.device,
             simd_level: self.simd_level.clone(),
-            packing: match self.packing {
-                PackingArg::Auto => None,
-                PackingArg::TwoBits => Some(Packing::TwoBits),
-                PackingArg::FiveTrits => Some(Packing::FiveTrits),
-            },
+            packing: self.packing.packing(),
             use_mmap: !self.no_mmap,
             loading_strategy: match self.load {
                 LoadArg::Mmap => LoadingStrategy::MemoryMap,
@@ -197,17 +193,29 @@ fn check_hub_id(_: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn kv_types() -> impl TypedValueParser<Value = KvType> {
+/// For clap: the types of keys and values by name.
+pub fn kv_types() -> impl TypedValueParser<Value = KvType> {
     PossibleValuesParser::new(KvType::ALL.map(KvType::name)).try_map(|name| name.parse::<KvType>())
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum PackingArg {
+/// A packing of ternary weights, or none in particular.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PackingArg {
     Auto,
     #[value(name = "2bit")]
     TwoBits,
     #[value(name = "1.6bit")]
     FiveTrits,
+}
+
+impl PackingArg {
+    pub fn packing(self) -> Option<Packing> {
+        match self {
+            Self::Auto => None,
+            Self::TwoBits => Some(Packing::TwoBits),
+            Self::FiveTrits => Some(Packing::FiveTrits),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

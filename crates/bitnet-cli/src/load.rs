@@ -29,7 +29,7 @@ pub fn load(args: &ModelArgs, console: &Console) -> Result<Loaded> {
     args.check()?;
     let topology = Topology::detect();
     let chosen = threads::choose(&args.threads, &threads::environment, &topology)?;
-    for warning in &chosen.warnings {
+    for warning in chosen.warnings.iter().chain(&chosen.oversubscription) {
         console.warn(warning);
     }
     let mut config = args.config();

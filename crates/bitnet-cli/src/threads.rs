@@ -58,7 +58,10 @@ pub struct Chosen {
     pub pin_rule: &'static str,
     /// The same for what they do without work.
     pub wait_rule: &'static str,
+    /// What is not as asked for, or costs time.
     pub warnings: Vec<String>,
+    /// That there are more threads than processors, if so.
+    pub oversubscription: Option<String>,
     config: ThreadConfig,
 }
 
@@ -100,14 +103,14 @@ pub fn choose(
     };
     let plan = plan.map_err(refused)?;
     warnings.extend(plan.placement.warnings.iter().cloned());
-    warnings.extend(threads.warning(&narrowed));
+    let oversubscription = threads.warning(&narrowed);
     if topology.numa_balancing && topology.nodes.len() > 1 {
         warnings.push(format!(
             "this machine has {} memory nodes, and /proc/sys/kernel/numa_balancing is on: the system moves memory between them, which costs time",
             topology.nodes.len()
         ));
     }
-    Ok(Chosen { threads, plan, pin_rule, wait_rule, warnings, config })
+    Ok(Chosen { threads, plan, pin_rule, wait_rule, warnings, oversubscription, config })
 }
 
 fn refused(error: PlacementError) -> Failure {

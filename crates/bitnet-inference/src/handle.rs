@@ -18,11 +18,38 @@ use crate::request::{Request, Work};
 /// Submits requests to an engine. Clones share it; when the last is gone, the engine finishes what it has begun and ends.
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
-    jobs: Sender<Job>,
+    orders: Sender<Order>,
     waiting: Arc<AtomicUsize>,
     limits: Limits,
     vocab_size: usize,
     profile: Arc<Profile>,
+}
+
+/// What an engine is told.
+enum Order {
+    /// To answer a request.
+    Work(Job),
+    /// To compute as many steps as it receives here, and to tell when they are done, until there can be no more.
+    Stepwise(mpsc::Receiver<usize>, mpsc::Sender<()>),
+}
+
+/// An engine that computes the steps that it is told to and no others, until this is dropped. See [`EngineHandle::stepwise`].
+#[derive(Debug)]
+pub struct Stepwise {
+    steps: mpsc::Sender<usize>,
+    done: mpsc::Receiver<()>,
+}
+
+impl Stepwise {
+    /// Computes so many steps of everything that was submitted. Returns when they are done; those that have nothing to do take
+    /// no time.
+    ///
+    /// # Errors
+    /// If the engine has ended.
+    pub fn run(&self, steps: usize) -> Result<(), EngineError> {
+        self.steps.send(steps).map_err(|_| EngineError::Stopped)?;
+        self.done.recv().map_err(|_| EngineError::Stopped)
+    }
 }
 
 /// A request, where its results go, and its place among those that wait.
@@ -53,7 +80,7 @@ pub fn spawn<B: Backend>(
     let (vocab_size, profile) = (model.config().vocab_size, Arc::clone(model.backend().profile()));
     let engine = Engine::new(model, config)?;
     let limits = engine.limits();
-    let (jobs, queue) = async_channel::unbounded(); // bounded by the permits
+    let (orders, queue) = async_channel::unbounded(); // bounded by the permits
     let refused = |error: std::io::Error| EngineError::Thread { message: error.to_string() };
     let (sender, attached) = mpsc::channel();
     let work = move || {
@@ -66,22 +93,43 @@ pub fn spawn<B: Backend>(
     };
     std::thread::Builder::new().name("bitnet-engine".into()).spawn(work).map_err(refused)?;
     attached.recv().map_err(|_| EngineError::Stopped)?.map_err(refused)?;
-    Ok(EngineHandle { jobs, waiting: Arc::default(), limits, vocab_size, profile })
+    Ok(EngineHandle { orders, waiting: Arc::default(), limits, vocab_size, profile })
 }
 
-/// Takes jobs and computes steps until nothing is left and nobody can bring more.
-fn run<B: Backend>(mut engine: Engine<B>, queue: &Receiver<Job>) {
+/// Takes orders and computes steps until nothing is left and nobody can bring more.
+fn run<B: Backend>(mut engine: Engine<B>, queue: &Receiver<Order>) {
     loop {
         if engine.is_idle() {
-            let Ok(job) = queue.recv_blocking() else { return };
-            engine.add(job.request, job.events, Some(job.permit));
+            let Ok(order) = queue.recv_blocking() else { return };
+            follow(&mut engine, order, queue);
         }
-        while let Ok(job) = queue.try_recv() {
-            engine.add(job.request, job.events, Some(job.permit));
+        while let Ok(order) = queue.try_recv() {
+            follow(&mut engine, order, queue);
         }
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| engine.step())) {
-            engine.recover(&message(&*panic)); // replaces all that the step was changing
+        step(&mut engine);
+    }
+}
+
+fn follow<B: Backend>(engine: &mut Engine<B>, order: Order, queue: &Receiver<Order>) {
+    match order {
+        Order::Work(job) => engine.add(job.request, job.events, Some(job.permit)),
+        Order::Stepwise(orders, done) => {
+            while let Ok(steps) = orders.recv() {
+                for _ in 0..steps {
+                    while let Ok(order) = queue.try_recv() {
+                        follow(engine, order, queue);
+                    }
+                    step(engine);
+                }
+                let _ = done.send(()); // whoever asked may be gone
+            }
         }
+    }
+}
+
+fn step<B: Backend>(engine: &mut Engine<B>) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| engine.step())) {
+        engine.recover(&message(&*panic)); // replaces all that the step was changing
     }
 }
 
@@ -116,8 +164,25 @@ impl EngineHandle {
         self.check(&request)?;
         let permit = self.permit()?;
         let (events, receiver) = async_channel::unbounded(); // bounded by the context: an event for each token
-        self.jobs.try_send(Job { request, events, permit }).map_err(|_| EngineError::Stopped)?;
+        let job = Job { request, events, permit };
+        self.orders.try_send(Order::Work(job)).map_err(|_| EngineError::Stopped)?;
         Ok(receiver)
+    }
+
+    /// Has the engine stand still but for the steps that it is told to compute. Returns when it does; requests that are
+    /// submitted meanwhile begin with the next such step, all together.
+    ///
+    /// For measurements that must know which steps they measure, with the processors their own in between.
+    ///
+    /// # Errors
+    /// If the engine has ended.
+    pub fn stepwise(&self) -> Result<Stepwise, EngineError> {
+        let ((steps, orders), (sender, done)) = (mpsc::channel(), mpsc::channel());
+        let order = Order::Stepwise(orders, sender);
+        self.orders.try_send(order).map_err(|_| EngineError::Stopped)?;
+        let stepwise = Stepwise { steps, done };
+        stepwise.run(0)?;
+        Ok(stepwise)
     }
 
     fn check(&self, request: &Request) -> Result<(), EngineError> {

@@ -18,7 +18,7 @@ pub mod stream;
 pub use block_pool::EvictionStrategy;
 pub use config::{EngineConfig, InferenceConfig};
 pub use error::{EngineError, InvalidConfig};
-pub use handle::{EngineHandle, spawn};
+pub use handle::{EngineHandle, Stepwise, spawn};
 pub use request::{
     DraftStrategy, GenerationConfig, Request, SamplingParams, SamplingStrategy, Work,
 };

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use bitnet_kernels::backend::{Backend, Span};
 use bitnet_kernels::cpu::isa::Isa;
-use bitnet_kernels::cpu::probe::{Pages, ReadProbe, multiply_adds};
+use bitnet_kernels::cpu::pool::ThreadPool;
+use bitnet_kernels::cpu::probe::{Pages, ReadProbe, Walk, multiply_adds};
 use bitnet_kernels::cpu::{CpuBackend, Matrix};
 use bitnet_kernels::dense::{DenseMatrix, DenseType};
 use bitnet_kernels::kv::{KvLayer, KvShape, KvType, PAGE};
@@ -94,12 +95,9 @@ impl Bench {
         let mut scratch = self.backend.scratch();
         let mut turns = Vec::new();
         let mut peaks = Vec::new();
+        let pool = ThreadPool::new(self.backend.threads())?;
         for _ in 0..(8192 / tokens).max(3) {
-            peaks.extend(multiply_adds(
-                self.backend.isa(),
-                self.backend.threads(),
-                Duration::from_millis(10),
-            )?);
+            peaks.extend(multiply_adds(self.backend.isa(), &pool, Duration::from_millis(10)));
             turns.push(seconds(|| {
                 for start in (0..tokens).step_by(BATCH) {
                     let spans = [Span { rows: 0..BATCH, start, pages: pages.clone() }];
@@ -128,10 +126,10 @@ impl Bench {
         let (mut scratch, memory) =
             (self.backend.scratch(), ReadProbe::new(256 << 20, Pages::Huge)?);
         let (mut turns, mut reads, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
-        let (isa, threads) = (self.backend.isa(), self.backend.threads());
+        let (isa, pool) = (self.backend.isa(), ThreadPool::new(self.backend.threads())?);
         for _ in 0..9 {
-            reads.extend(memory.measure(threads, Duration::from_millis(30))?.rates);
-            peaks.extend(multiply_adds(isa, threads, Duration::from_millis(10))?);
+            reads.extend(memory.measure(&pool, Walk::ALL, Duration::from_millis(30)).rates);
+            peaks.extend(multiply_adds(isa, &pool, Duration::from_millis(10)));
             if layers.len() == 1 {
                 self.backend.attention(&mut scratch, &q, &layers[0], &spans, &mut out);
             }

@@ -72,6 +72,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Rearranges ternary weights for this device, once.
     fn upload_ternary(&self, weights: TernaryMatrix) -> Self::Ternary;
+    /// Bytes of a ternary matrix in the device's layout: what one product reads.
+    fn ternary_bytes(&self, w: &Self::Ternary) -> usize;
     /// Takes an embedding table, sharing its bytes where that is possible.
     fn upload_dense(&self, weights: DenseMatrix) -> Self::Dense;
     /// Takes an output head in one of its forms. `taken` hears of rows whose stored bytes are not needed any more; a head

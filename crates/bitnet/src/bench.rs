@@ -1,9 +1,9 @@
 //! How fast a model runs here, beside how fast it could: tokens per second, and the memory and arithmetic behind them.
 //!
 //! Every figure is measured in the run that reports it. What the memory and the arithmetic units give at best is measured
-//! right before and right after each measurement, since clocks and neighbours change from minute to minute. All levels and
-//! thread counts have to give the tokens and the logits of the scalar code on one thread, to the bit; one that does not is
-//! reported as wrong and not as fast.
+//! right before and right after each single measurement, since clocks and neighbours change from minute to minute, and what is
+//! reported is the median of the ratios. All cases have to give the tokens and the logits of the scalar code on one thread, to
+//! the bit; one that does not is reported as wrong and not as fast.
 //!
 //! [`run`] measures a model, [`kernel::run`] one product of a given shape, [`ablation::run`] what each step from the plainest
 //! code to the fastest brings, and [`load::run`] how a model gets into memory. [`modes::run`] compares ways to answer several prompts,
@@ -15,24 +15,34 @@ pub(crate) mod bytes;
 mod drive;
 mod hash;
 pub mod kernel;
+mod line;
 pub mod load;
 mod machine;
 mod measure;
 pub mod modes;
 pub mod phases;
+mod plan;
 mod probes;
+mod product;
 mod report;
+mod setup;
 mod source;
 mod watch;
 
+use bitnet_kernels::cpu::packed::Packing;
+use bitnet_kernels::head::HeadType;
+use bitnet_kernels::kv::KvType;
+
 pub use advice::{Advice, Choice};
-pub use bytes::TokenBytes;
+pub use bytes::{TokenBytes, TokenProducts};
+pub use line::{Figure, Limit, Line};
 pub use machine::Machine;
 pub use measure::run;
-pub use probes::{CaseProbes, ProbeSummary};
+pub use probes::{Around, CaseProbes, Probe, ProbeSummary};
 pub use report::{
-    BenchReport, Case, Limit, Line, Measurement, ModelFacts, Outcome, Outputs, Rate, Settings, Work,
+    BenchReport, Case, Measurement, ModelFacts, Oracle, Outcome, Outputs, Settings, Work,
 };
+pub use setup::{Forms, Setup};
 pub use source::Build;
 pub use watch::{Conditions, Megahertz};
 
@@ -43,6 +53,12 @@ pub struct BenchConfig {
     pub threads: Vec<usize>,
     /// SIMD levels by name; empty: the model's own.
     pub simd_levels: Vec<String>,
+    /// Packings of ternary weights, none for what is found to be faster; empty: the model's own.
+    pub packings: Vec<Option<Packing>>,
+    /// Forms of the output head; empty: the model's own.
+    pub heads: Vec<HeadType>,
+    /// Types of keys and values; empty: the model's own.
+    pub kv_dtypes: Vec<KvType>,
     /// Tokens of the prompt whose speed is measured; 0: none is.
     pub prompt_tokens: usize,
     /// Tokens generated in each measurement; 0: none are.
@@ -62,6 +78,9 @@ impl Default for BenchConfig {
         Self {
             threads: Vec::new(),
             simd_levels: Vec::new(),
+            packings: Vec::new(),
+            heads: Vec::new(),
+            kv_dtypes: Vec::new(),
             prompt_tokens: 512,
             generated_tokens: 128,
             depths: Vec::new(),

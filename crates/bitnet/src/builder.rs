@@ -54,6 +54,7 @@ struct Found {
     packed_cache: CacheUse,
     memory_lock: MemoryLock,
     limits: Limits,
+    ternary_bytes: u64,
 }
 
 /// The demo model's file, which `demo/README.md` describes.
@@ -223,13 +224,13 @@ impl ModelBuilder {
         if strategy == LoadingStrategy::Preload {
             checkpoint.bring_in("model.embed_tokens", threads);
         }
-        let head = model.head_record();
+        let (head, ternary_bytes) = (model.head_record(), model.ternary_bytes());
         let handle = spawn(Arc::new(model), &engine)?;
         let memory_lock = match self.config.lock_memory {
             true => lock::lock(),
             false => MemoryLock::NotAsked,
         };
-        let found = Found { device, packed_cache, memory_lock, limits };
+        let found = Found { device, packed_cache, memory_lock, limits, ternary_bytes };
         let info = self.info(&checkpoint, &backend, threads, found, begin);
         drop(checkpoint);
         tracing::info!(
@@ -268,7 +269,7 @@ impl ModelBuilder {
         checkpoint: &Checkpoint,
         backend: &CpuBackend,
         threads: usize,
-        Found { device, packed_cache, memory_lock, limits }: Found,
+        Found { device, packed_cache, memory_lock, limits, ternary_bytes }: Found,
         begin: Instant,
     ) -> ModelInfo {
         let (encodings, bytes) = info::tensors(checkpoint);
@@ -283,6 +284,7 @@ impl ModelBuilder {
             device: device.to_string(),
             simd_level: backend.isa().name(),
             packing: *backend.packing(),
+            ternary_bytes,
             threads,
             context_length: limits.max_seq_len,
             kv_dtype,

@@ -31,6 +31,8 @@ pub struct ModelInfo {
     pub simd_level: &'static str,
     /// How ternary weights are packed, and why so.
     pub packing: ChosenPacking,
+    /// Bytes of ternary weights in memory; each token reads all of them.
+    pub ternary_bytes: u64,
     /// Compute threads.
     pub threads: usize,
     /// Longest sequence in tokens.

@@ -9,30 +9,32 @@ mod output;
 mod phases;
 mod plot;
 mod sheet;
+mod warnings;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bitnet::bench::ablation::AblationConfig;
 use bitnet::bench::kernel::{KernelConfig, parse_shape};
 use bitnet::bench::modes::ModesConfig;
 use bitnet::bench::phases::PhasesConfig;
-use bitnet::bench::{self, BenchConfig, BenchProgress, BenchReport, Case};
-use bitnet::{BitNetModel, HeadType, ModelBuilder, ModelConfig};
-use bitnet_kernels::cpu::packed::Packing;
+use bitnet::bench::{self, BenchConfig, BenchProgress};
+use bitnet::{BitNetModel, HeadType, KvType, ModelBuilder, ModelConfig};
 use bitnet_kernels::cpu::topology::Topology;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use self::output::Format;
 use self::sheet::Document;
-use crate::args::ModelSource;
+use self::warnings::warnings;
+use crate::args::{ModelSource, PackingArg, ThreadArgs, kv_types};
 use crate::cache;
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::load::{demo, resolve};
-use crate::{numbers, threads};
+use crate::numbers;
+use crate::threads::{self, PlacementArgs};
 
 /// More tokens than any model looks back on; sums of a few of them do not overflow.
 const MOST_TOKENS: usize = 1 << 20;
@@ -44,9 +46,13 @@ const MOST_ITERATIONS: usize = 10_000;
 /// Measure how fast a model runs here, and how near that is to what the machine can do
 ///
 /// Prompt and generation are measured apart: the prompt's speed until its first token, the generation's after a prompt.
-/// Right before and after each measurement come probes of the memory's read bandwidth and of the multiply-add peak with the
-/// same threads. Before all, the scalar code on one thread says which tokens and logits are right; a level or a number of threads
-/// that gives others is reported as wrong, and the exit code is 1.
+/// Right before and after each single measurement come probes of the memory's read bandwidth and of the multiply-add peak with
+/// the same threads, and the shares that are printed are medians of the measurements' ratios to them. "of read" counts all bytes
+/// that a token reads, "of peak" the products of ternary weights; "of bound" is against the less of what both probes allow, all
+/// integer products counted: two for each weight of an int8 head and for each number of int8 KV, as the other factor has sixteen
+/// bits. Several values of --threads, --simd-level, --packing, --head and --kv-dtype make a case of each combination, judged by
+/// the bytes that it read itself. Before all, the scalar code on one thread says which tokens and logits are right; a case that
+/// gives others is reported as wrong, and the exit code is 1.
 #[derive(clap::Args)]
 pub struct BenchmarkArgs {
     /// A GGUF file, a model directory, or hf:OWNER/NAME [default: the built-in demo]
@@ -60,10 +66,19 @@ pub struct BenchmarkArgs {
     /// SIMD levels, as sse,avx,avx2,avx512; those not available here are listed with the reason [default: the best]
     #[arg(long, value_name = "LEVEL,…", value_delimiter = ',')]
     simd_level: Vec<String>,
-    /// How the output head is held: int8, two-stage (the same logits, found by reading two bits a weight; needs a
-    /// quarter more memory), or file (as the model file has it: slower, the reference)
-    #[arg(long, value_name = "FORM", default_value = "int8")]
-    head: HeadType,
+    #[command(flatten)]
+    placement: PlacementArgs,
+    /// How ternary weights lie in memory, as 2bit,1.6bit; auto: what a short timing while loading finds faster [default: auto; with
+    /// --kernel-bench 2bit,1.6bit]
+    #[arg(long, value_name = "FORM,…", value_delimiter = ',')]
+    packing: Vec<PackingArg>,
+    /// How the output head is held, as int8,two-stage: int8, two-stage (the same logits, found by reading two bits a weight; needs
+    /// a quarter more memory), or file (as the model file has it: slower, the reference) [default: int8]
+    #[arg(long, value_name = "FORM,…", value_delimiter = ',')]
+    head: Vec<HeadType>,
+    /// Number types in which the keys and values of earlier tokens are kept, as f16,int8 [default: f16]
+    #[arg(long, value_name = "TYPE,…", value_delimiter = ',', value_parser = kv_types())]
+    kv_dtype: Vec<KvType>,
     /// Tokens of the prompt; 0 leaves it out [default: 512; with --ablation and --modes 64]
     #[arg(short, long, value_name = "TOKENS", allow_hyphen_values = true)]
     #[arg(value_parser = numbers::whole(0..=MOST_TOKENS))]
@@ -96,8 +111,9 @@ pub struct BenchmarkArgs {
     /// Write the results to a file as well, in the format of its ending: .json, .csv or .md
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
-    /// Draw curves over --threads, --ctx and --batch-sizes into an SVG file
-    #[arg(long, value_name = "FILE.svg", help_heading = "Output")]
+    /// Draw curves over those of --threads, --ctx and --batch-sizes that have several values, as threads.svg, context.svg and
+    /// batch.svg in this folder: tokens/s, and the share of what the machine allows
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
     #[arg(conflicts_with_all = ["load", "kernel_bench", "ablation", "modes", "phases"])]
     plot: Option<PathBuf>,
 }
@@ -110,11 +126,11 @@ struct Mode {
     #[arg(long, conflicts_with_all = ["simd_level", "prompt_tokens", "max_tokens", "ctx", "batch_sizes", "warmup"])]
     load: bool,
     /// Measure the integer product alone, beside a naive one; needs no model
-    #[arg(long, conflicts_with_all = ["load", "head", "prompt_tokens", "max_tokens", "ctx", "batch_sizes", "warmup"])]
+    #[arg(long, conflicts_with_all = ["load", "head", "kv_dtype", "PlacementArgs", "prompt_tokens", "max_tokens", "ctx", "batch_sizes", "warmup"])]
     kernel_bench: bool,
     /// Measure what each step from plain code to the engine's brings, for a product and for the model; the last step has the
     /// greatest of --threads
-    #[arg(long, conflicts_with_all = ["load", "kernel_bench", "simd_level", "ctx", "batch_sizes"])]
+    #[arg(long, conflicts_with_all = ["load", "kernel_bench", "simd_level", "packing", "ctx", "batch_sizes"])]
     ablation: bool,
     /// Answer six prompts in three ways: one by one, by several engines with a share of the threads each, and together; with
     /// the greatest of --threads
@@ -127,9 +143,6 @@ struct Mode {
     /// Rows and columns of the product, as 4096x4096; --kernel-bench takes several [default: 4096x4096]
     #[arg(long, value_name = "ROWSxCOLS", value_delimiter = ',', value_parser = parse_shape)]
     shape: Vec<(usize, usize)>,
-    /// How the product's weights lie in memory, as 2bit,1.6bit [default: as the engine packs them]
-    #[arg(long, value_name = "FORM,…", value_delimiter = ',', requires = "kernel_bench")]
-    packing: Vec<Packing>,
     /// Tokens that the product has at once [default: 1,64]
     #[arg(long, value_name = "N,…", value_delimiter = ',', allow_hyphen_values = true)]
     #[arg(value_parser = numbers::whole(1..=MOST_TOGETHER))]
@@ -139,44 +152,68 @@ struct Mode {
 pub fn run(args: &BenchmarkArgs, console: &Console) -> Result<()> {
     let format = args.output.as_deref().map(Format::of).transpose()?;
     check(args)?;
+    let most = args.threads.iter().copied().max().unwrap_or(0);
+    let threads = ThreadArgs { threads: most, threads_batch: 0, placement: args.placement.clone() };
+    let chosen = threads::choose(&threads, &threads::environment, &Topology::detect())?;
     let threads = match args.threads.is_empty() {
-        true => vec![threads::decide(0, threads::environment, &Topology::detect())?.count],
+        true => vec![chosen.plan.decode],
         false => args.threads.clone(),
     };
     if args.mode.kernel_bench {
         return run_kernel(args, threads, format, console);
     }
+    chosen.warnings.iter().for_each(|warning| console.warn(warning));
     let path = args.model.as_ref().map(|source| resolve(source, console)).transpose()?;
     if path.is_none() {
         drop(demo(console)?); // its note, or the error that there is none
     }
-    let open = || opened(path.as_deref());
+    let mut model = model_config(args);
+    chosen.apply(&mut model);
+    let subject = Subject {
+        args,
+        open: &|| opened(path.as_deref()),
+        model,
+        threads: &threads,
+        format,
+        console,
+    };
     match &args.mode {
-        Mode { load: true, .. } => run_load(args, &open, &threads, format, console),
-        Mode { modes: true, .. } => run_modes(args, &open, &threads, format, console),
-        Mode { phases: true, .. } => run_phases(args, &open, &threads, format, console),
-        Mode { ablation: true, .. } => run_ablation(args, &open, &threads, format, console),
-        _ => run_model(args, &open, threads, format, console),
+        Mode { load: true, .. } => subject.load(),
+        Mode { modes: true, .. } => subject.modes(),
+        Mode { phases: true, .. } => subject.phases(),
+        Mode { ablation: true, .. } => subject.ablation(),
+        _ => subject.model(),
     }
 }
 
 fn check(args: &BenchmarkArgs) -> Result<()> {
-    let product = args.mode.kernel_bench || args.mode.ablation;
-    if !(product || args.mode.shape.is_empty() && args.mode.batch.is_empty()) {
+    let mode = &args.mode;
+    let product = mode.kernel_bench || mode.ablation;
+    if !(product || mode.shape.is_empty() && mode.batch.is_empty()) {
         return Err(Failure::input("--shape and --batch are for a product, and none is measured")
             .hint("add --kernel-bench or --ablation; sequences together are --batch-sizes")
             .into());
     }
-    if args.mode.ablation && args.mode.shape.len() > 1 {
+    if mode.ablation && mode.shape.len() > 1 {
         return Err(Failure::input("--ablation takes one --shape").into());
     }
-    if let Some(path) = &args.plot
-        && path.extension().is_none_or(|ending| ending != "svg")
-    {
-        let name = path.display();
-        return Err(Failure::input(format!("{name}: plots are SVG"))
-            .hint("end the name in .svg")
+    if mode.kernel_bench && args.packing.contains(&PackingArg::Auto) {
+        return Err(Failure::input("--kernel-bench with --packing auto: no model is loaded")
+            .hint("give 2bit, 1.6bit or both")
             .into());
+    }
+    if mode.load || mode.modes || mode.phases || mode.ablation {
+        for (name, count) in [
+            ("--packing", args.packing.len()),
+            ("--head", args.head.len()),
+            ("--kv-dtype", args.kv_dtype.len()),
+        ] {
+            if count > 1 {
+                let message = format!("{name} takes one value with another measurement");
+                let hint = "several are compared where none of --load, --modes, --phases and --ablation is given";
+                return Err(Failure::input(message).hint(hint).into());
+            }
+        }
     }
     check_levels(&args.simd_level)
 }
@@ -201,36 +238,15 @@ fn opened(path: Option<&std::path::Path>) -> ModelBuilder {
     BitNetModel::from_pretrained(path.expect("`load::demo` is an error without the demo model"))
 }
 
-fn run_model(
-    args: &BenchmarkArgs,
-    open: &dyn Fn() -> ModelBuilder,
-    threads: Vec<usize>,
-    format: Option<Format>,
-    console: &Console,
-) -> Result<()> {
-    let config = BenchConfig {
-        threads,
-        simd_levels: args.simd_level.clone(),
-        prompt_tokens: args.prompt_tokens.unwrap_or(512),
-        generated_tokens: args.max_tokens.unwrap_or(128),
-        depths: args.ctx.clone(),
-        batch_sizes: args.batch_sizes.clone(),
-        iterations: args.iterations,
-        warmup: args.warmup,
-    };
-    let report =
-        with_bar(console, |progress| bench::run(open, &model_config(args), &config, progress))?;
-    warn(&report, console);
-    if let Some(path) = &args.plot {
-        output::write(path, &plot::svg(&report)?)?;
-    }
-    deliver(args, format, &report, &model::document(&report))?;
-    verdict(report.is_right())
-}
-
-/// How the model runs, but for what is varied.
+/// How the model runs, but for its threads and for what is varied.
 fn model_config(args: &BenchmarkArgs) -> ModelConfig {
-    ModelConfig { head: args.head, ..ModelConfig::default() }
+    let default = ModelConfig::default();
+    ModelConfig {
+        packing: args.packing.first().map_or(default.packing, |packing| packing.packing()),
+        head: args.head.first().copied().unwrap_or(default.head),
+        kv_dtype: args.kv_dtype.first().copied().unwrap_or(default.kv_dtype),
+        ..default
+    }
 }
 
 fn run_kernel(
@@ -244,7 +260,7 @@ fn run_kernel(
         batches: or(&args.mode.batch, &[1, 64]),
         threads,
         simd_levels: args.simd_level.clone(),
-        packings: args.mode.packing.clone(),
+        packings: args.packing.iter().filter_map(|packing| packing.packing()).collect(),
         iterations: args.iterations,
     };
     let report = with_bar(console, |progress| bench::kernel::run(&config, progress))?;
@@ -253,96 +269,140 @@ fn run_kernel(
     verdict(report.is_right())
 }
 
-fn run_ablation(
-    args: &BenchmarkArgs,
-    open: &dyn Fn() -> ModelBuilder,
-    threads: &[usize],
+/// A model that is measured in one way or another.
+struct Subject<'a> {
+    args: &'a BenchmarkArgs,
+    open: &'a dyn Fn() -> ModelBuilder,
+    model: ModelConfig,
+    threads: &'a [usize],
     format: Option<Format>,
-    console: &Console,
-) -> Result<()> {
-    let model = BenchConfig {
-        prompt_tokens: args.prompt_tokens.unwrap_or(64),
-        generated_tokens: args.max_tokens.unwrap_or(16),
-        iterations: args.iterations,
-        warmup: args.warmup,
-        ..BenchConfig::default()
-    };
-    let config = AblationConfig {
-        shape: args.mode.shape.first().copied().unwrap_or((4096, 4096)),
-        batches: or(&args.mode.batch, &[1, 64]),
-        threads: threads.iter().copied().max().unwrap_or(1),
-        iterations: args.iterations,
-        model: Some(model),
-    };
-    let report = with_bar(console, |progress| {
-        bench::ablation::run(open, &model_config(args), &config, progress)
-    })?;
-    warn_of_build(&report.build, console);
-    deliver(args, format, &report, &ablation::document(&report))?;
-    verdict(report.is_right())
+    console: &'a Console,
 }
 
-fn run_modes(
-    args: &BenchmarkArgs,
-    open: &dyn Fn() -> ModelBuilder,
-    threads: &[usize],
-    format: Option<Format>,
-    console: &Console,
-) -> Result<()> {
-    let config = ModesConfig {
-        prompts: 6,
-        threads: threads.iter().copied().max().unwrap_or(1),
-        prompt_tokens: args.prompt_tokens.unwrap_or(64),
-        generated_tokens: args.max_tokens.unwrap_or(64),
-        iterations: args.iterations,
-    };
-    let report = with_bar(console, |progress| {
-        bench::modes::run(open, &model_config(args), &config, progress)
-    })?;
-    warn_of_build(&report.build, console);
-    deliver(args, format, &report, &modes::document(&report))?;
-    verdict(report.is_right())
+impl Subject<'_> {
+    fn most_threads(&self) -> usize {
+        self.threads.iter().copied().max().unwrap_or(1)
+    }
+
+    /// Hands a report out, after what makes it worth less.
+    fn end(
+        &self,
+        build: &bench::Build,
+        report: &impl Serialize,
+        document: &Document,
+    ) -> Result<()> {
+        warn_of_build(build, self.console);
+        deliver(self.args, self.format, report, document)
+    }
+
+    fn model(&self) -> Result<()> {
+        let args = self.args;
+        let config = BenchConfig {
+            threads: self.threads.to_vec(),
+            simd_levels: args.simd_level.clone(),
+            packings: args.packing.iter().map(|packing| packing.packing()).collect(),
+            heads: args.head.clone(),
+            kv_dtypes: args.kv_dtype.clone(),
+            prompt_tokens: args.prompt_tokens.unwrap_or(512),
+            generated_tokens: args.max_tokens.unwrap_or(128),
+            depths: args.ctx.clone(),
+            batch_sizes: args.batch_sizes.clone(),
+            iterations: args.iterations,
+            warmup: args.warmup,
+        };
+        let report = with_bar(self.console, |progress| {
+            bench::run(self.open, &self.model, &config, progress)
+        })?;
+        warnings(&report).iter().for_each(|warning| self.console.warn(warning));
+        if let Some(folder) = &args.plot {
+            let pictures = plot::pictures(&report, &command())?;
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("{} cannot be made", folder.display()))?;
+            for (name, picture) in pictures {
+                output::write(&folder.join(name), &picture)?;
+            }
+        }
+        self.end(&report.build, &report, &model::document(&report))?;
+        verdict(report.is_right())
+    }
+
+    fn ablation(&self) -> Result<()> {
+        let args = self.args;
+        let model = BenchConfig {
+            prompt_tokens: args.prompt_tokens.unwrap_or(64),
+            generated_tokens: args.max_tokens.unwrap_or(16),
+            iterations: args.iterations,
+            warmup: args.warmup,
+            ..BenchConfig::default()
+        };
+        let config = AblationConfig {
+            shape: args.mode.shape.first().copied().unwrap_or((4096, 4096)),
+            batches: or(&args.mode.batch, &[1, 64]),
+            threads: self.most_threads(),
+            iterations: args.iterations,
+            model: Some(model),
+        };
+        let report = with_bar(self.console, |progress| {
+            bench::ablation::run(self.open, &self.model, &config, progress)
+        })?;
+        self.end(&report.build, &report, &ablation::document(&report))?;
+        verdict(report.is_right())
+    }
+
+    fn modes(&self) -> Result<()> {
+        let config = ModesConfig {
+            prompts: 6,
+            threads: self.most_threads(),
+            prompt_tokens: self.args.prompt_tokens.unwrap_or(64),
+            generated_tokens: self.args.max_tokens.unwrap_or(64),
+            iterations: self.args.iterations,
+        };
+        let report = with_bar(self.console, |progress| {
+            bench::modes::run(self.open, &self.model, &config, progress)
+        })?;
+        self.end(&report.build, &report, &modes::document(&report))?;
+        verdict(report.is_right())
+    }
+
+    fn phases(&self) -> Result<()> {
+        let args = self.args;
+        let config = PhasesConfig {
+            threads: self.most_threads(),
+            prompt_tokens: args.prompt_tokens.unwrap_or(512),
+            generated_tokens: args.max_tokens.unwrap_or(64),
+            depth: args.ctx.first().copied().unwrap_or(0),
+            batch_sizes: or(&args.batch_sizes, &[1]),
+            iterations: args.iterations,
+        };
+        let report = with_bar(self.console, |progress| {
+            bench::phases::run(self.open, &self.model, &config, progress)
+        })?;
+        self.end(&report.build, &report, &phases::document(&report))
+    }
+
+    fn load(&self) -> Result<()> {
+        // On the disk where packed weights are kept otherwise, and not among them. One name for all, so that what a benchmark
+        // that was stopped has left is used and deleted by the next.
+        let folder = cache::folder(&|name| std::env::var_os(name));
+        let folder = folder.map(|folder| folder.join("benchmark"));
+        let (threads, iterations) = (self.threads, self.args.iterations);
+        let report = with_bar(self.console, |progress| {
+            let folder = folder.as_deref();
+            bench::load::run(self.open, &self.model, folder, threads, iterations, progress)
+        })?;
+        self.end(&report.build, &report, &load::document(&report))
+    }
 }
 
-fn run_phases(
-    args: &BenchmarkArgs,
-    open: &dyn Fn() -> ModelBuilder,
-    threads: &[usize],
-    format: Option<Format>,
-    console: &Console,
-) -> Result<()> {
-    let config = PhasesConfig {
-        threads: threads.iter().copied().max().unwrap_or(1),
-        prompt_tokens: args.prompt_tokens.unwrap_or(512),
-        generated_tokens: args.max_tokens.unwrap_or(64),
-        depth: args.ctx.first().copied().unwrap_or(0),
-        batch_sizes: or(&args.batch_sizes, &[1]),
-        iterations: args.iterations,
+/// The command line, so that whoever sees a picture can make it again.
+fn command() -> String {
+    let quoted = |arg: std::ffi::OsString| {
+        let arg = arg.to_string_lossy().into_owned();
+        let plain = |c: char| c.is_alphanumeric() || "-_=.,:/+@%".contains(c);
+        if !arg.is_empty() && arg.chars().all(plain) { arg } else { format!("'{arg}'") }
     };
-    let report = with_bar(console, |progress| {
-        bench::phases::run(open, &model_config(args), &config, progress)
-    })?;
-    warn_of_build(&report.build, console);
-    deliver(args, format, &report, &phases::document(&report))
-}
-
-fn run_load(
-    args: &BenchmarkArgs,
-    open: &dyn Fn() -> ModelBuilder,
-    threads: &[usize],
-    format: Option<Format>,
-    console: &Console,
-) -> Result<()> {
-    // On the disk where packed weights are kept otherwise, and not among them. One name for all, so that what a benchmark that
-    // was stopped has left is used and deleted by the next.
-    let folder = cache::folder(&|name| std::env::var_os(name));
-    let folder = folder.map(|folder| folder.join("benchmark"));
-    let report = with_bar(console, |progress| {
-        let (config, iterations) = (model_config(args), args.iterations);
-        bench::load::run(open, &config, folder.as_deref(), threads, iterations, progress)
-    })?;
-    warn_of_build(&report.build, console);
-    deliver(args, format, &report, &load::document(&report))
+    let args: Vec<_> = std::env::args_os().skip(1).map(quoted).collect();
+    format!("bitnet-cli {}", args.join(" "))
 }
 
 fn or<T: Clone>(given: &[T], default: &[T]) -> Vec<T> {
@@ -400,67 +460,11 @@ fn bar(console: &Console) -> ProgressBar {
     ProgressBar::with_draw_target(None, target).with_style(style)
 }
 
-/// What makes figures worth less.
-fn warn(report: &BenchReport, console: &Console) {
-    warn_of_build(&report.build, console);
-    warnings(report).iter().for_each(|warning| console.warn(warning));
-}
-
+/// A build that says nothing of the engine's speed.
 fn warn_of_build(build: &bench::Build, console: &Console) {
     if build.debug {
         console.warn("this is a debug build: --release is many times as fast");
     }
-}
-
-/// Measurements that differ by more than this are not the same speed.
-const SPREAD: f64 = 0.05;
-/// A share of the processors' time that is more than the system's own housekeeping.
-const BUSY: f64 = 0.05;
-
-fn warnings(report: &BenchReport) -> Vec<String> {
-    let processors = report.machine.processors as f64;
-    let mut counts: Vec<_> =
-        report.cases.iter().filter(|case| case.oversubscribed).map(|case| case.threads).collect();
-    counts.sort_unstable();
-    counts.dedup();
-    let oversubscribed = |count: usize| {
-        format!("{count} threads are more than the {processors} processors: {processors} are used")
-    };
-    let mut warnings: Vec<_> = counts.into_iter().map(oversubscribed).collect();
-
-    let lines: Vec<_> =
-        report.cases.iter().filter_map(Case::measurement).flat_map(|m| &m.lines).collect();
-    let wide: Vec<_> = lines.iter().filter(|line| line.rate.spread > SPREAD).collect();
-    let widest = wide.iter().map(|line| line.rate.spread).fold(0.0, f64::max);
-    if !wide.is_empty() {
-        warnings.push(format!(
-            "{} of {} measurements differ by more than {:.0} % between runs, by up to {:.0} %: the machine was not quiet, or its clock changed",
-            wide.len(),
-            lines.len(),
-            100.0 * SPREAD,
-            100.0 * widest
-        ));
-    }
-    let most = |value: fn(&bench::Conditions) -> Option<f64>| {
-        lines.iter().filter_map(|line| value(&line.conditions)).fold(0.0, f64::max)
-    };
-    let others = most(|conditions| conditions.other_processes);
-    if others > BUSY * processors {
-        warnings.push(format!(
-            "other processes used up to {others:.1} of {processors} processors meanwhile: they slow it down"
-        ));
-    }
-    let stolen = most(|conditions| conditions.stolen);
-    if stolen > BUSY * processors {
-        warnings.push(format!(
-            "the hypervisor took up to {stolen:.1} of {processors} processors for others"
-        ));
-    }
-    let throttled: u64 = lines.iter().filter_map(|line| line.conditions.throttled).sum();
-    if throttled > 0 {
-        warnings.push(format!("processors slowed down {throttled} times because of heat"));
-    }
-    warnings
 }
 
 #[cfg(all(test, feature = "demo-model"))]

@@ -17,12 +17,15 @@ fn every_level_is_measured_or_not_available_here() {
     for case in cases {
         match case["outcome"].as_str().unwrap() {
             "measured" => {
-                assert_eq!(case["logits_hash"], report["oracle"]["logits_hash"]);
+                assert_eq!(case["logits_hash"], report["oracles"][0]["logits_hash"]);
                 assert!(case["probes"]["read_small_pages"]["best"].as_f64().unwrap() > 0.0);
                 let line = &case["lines"][1];
                 assert_eq!(line["work"], "generation");
                 assert_eq!(line["rate"]["samples"].as_array().unwrap().len(), 2);
-                assert!(line["read_bandwidth"]["best"].as_f64().unwrap() > 0.0);
+                assert!(line["read_bandwidth"].as_f64().unwrap() > 0.0);
+                let probes = line["probes"].as_array().unwrap();
+                assert_eq!(probes.len(), 2);
+                assert!(probes[1]["after"]["macs"]["median"].as_f64().unwrap() > 0.0);
                 let parts = &line["bytes_per_step"];
                 assert!(
                     parts["ternary"].as_u64().unwrap() > 0 && parts["head"].as_u64().unwrap() > 0
@@ -36,9 +39,40 @@ fn every_level_is_measured_or_not_available_here() {
     }
     assert!(report["machine"]["processors"].as_u64().unwrap() > 0);
     assert_eq!(report["model"]["sha256"].as_str().unwrap().len(), 64);
-    assert_eq!(report["model"]["head_dtype"], "int8");
-    let stored = run([&QUICK[..], &["-t", "1", "--json", "--head", "file"]].concat()).json();
-    assert_eq!(stored["model"]["head_dtype"], "Q8_0");
+    assert_eq!(report["model"]["head_encoding"], "Q8_0");
+}
+
+#[test]
+fn forms_of_weights_head_and_cache_are_cases_with_bytes_of_their_own() {
+    let forms = "--packing 2bit,1.6bit --head int8,file --kv-dtype f16,int8 -t 1 --json";
+    let args: Vec<_> = QUICK.into_iter().chain(forms.split(' ')).collect();
+    let report = run(args.iter().copied()).json();
+    let cases = report["cases"].as_array().unwrap();
+    let of = |case: &Value| {
+        let name = |part: &str| case["forms"][part].as_str().unwrap().to_owned();
+        let bytes = |part: &str| case["lines"][1]["bytes_per_step"][part].as_u64().unwrap();
+        (name("packing"), name("head"), name("kv_dtype"), bytes("ternary"), bytes("kv"))
+    };
+    let found: Vec<_> = cases.iter().map(of).collect();
+    assert_eq!((found.len(), report["oracles"].as_array().unwrap().len()), (8, 4));
+    for (packing, head, kv_dtype, ternary, kv) in &found {
+        let (first, last) = (&found[0], &found[7]);
+        assert_eq!(*ternary, if packing == "2bit" { first.3 } else { last.3 });
+        assert_eq!(*kv, if kv_dtype == "f16" { first.4 } else { last.4 });
+        assert!(head == "int8" || head == "Q8_0", "{head}");
+    }
+    assert!(found[0].3 > found[7].3 && found[0].4 > found[7].4, "{found:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_of_a_benchmark_run_where_they_are_told_to() {
+    let (first, beyond) = ("--cpu-list 0 --pin -t 1 --json", "--cpu-list 9999");
+    let of = |args: &'static str| run(QUICK.into_iter().chain(args.split(' ')));
+    assert_eq!(of(first).json()["cases"][0]["outcome"], "measured");
+    let end = of(beyond);
+    assert_eq!(end.code, Some(2), "{}", end.stderr);
+    assert!(end.stderr.contains("9999"), "{}", end.stderr);
 }
 
 #[test]
@@ -53,10 +87,10 @@ fn results_are_written_in_the_format_of_the_files_ending() {
     assert_eq!(json["settings"]["prompt_tokens"], 16);
     let csv = lines("r.csv");
     let columns: Vec<_> = csv.lines().map(|line| line.split(',').count()).collect();
-    assert_eq!(columns, [29, 29, 29], "{csv}");
+    assert_eq!(columns, [40, 40, 40], "{csv}");
     let md = lines("r.md");
     assert!(md.contains("| level | threads |") && md.contains("- machine:"), "{md}");
-    for refused in [["-o", "r.txt"], ["-o", "json"], ["--plot", "r.png"]] {
+    for refused in [["-o", "r.txt"], ["-o", "json"]] {
         let end = run([&QUICK[..], &refused].concat());
         assert_eq!(end.code, Some(2));
         assert!(end.stderr.contains("end the name in ."), "{}", end.stderr);
@@ -66,19 +100,21 @@ fn results_are_written_in_the_format_of_the_files_ending() {
 #[test]
 fn a_table_names_memory_arithmetic_and_oversubscription() {
     let directory = tempfile::tempdir().unwrap();
-    let plot = directory.path().join("p.svg");
+    let plot = directory.path().join("plots");
     let once = ["benchmark", "-p", "8", "-n", "3", "--iterations", "1", "--warmup=0"];
     let end = run(
         [&once[..], &["-t", "1,64", "--ctx", "0,9", "--plot", plot.to_str().unwrap()]].concat()
     );
     assert_eq!(end.code, Some(0), "{}", end.stderr);
-    for part in
-        ["bytes per token", "read GB/s", "barrier", "generate at 9", "best for gen", "64 (!)"]
-    {
+    for part in ["ternary MB", "read GB/s", "barrier", "generate at 9", "best for gen", "64 (!)"] {
         assert!(end.stdout.contains(part), "{part}: {}", end.stdout);
     }
     assert!(end.stderr.contains("64 threads are more than the"), "{}", end.stderr);
-    assert!(std::fs::read_to_string(plot).unwrap().contains("Generation, by context"));
+    assert!(
+        std::fs::read_to_string(plot.join("context.svg"))
+            .unwrap()
+            .contains("Generation, by context")
+    );
 }
 
 #[test]
@@ -88,7 +124,10 @@ fn a_product_is_measured_beside_a_naive_one() {
     let lines = report["lines"].as_array().unwrap();
     assert_eq!(lines.iter().filter(|line| line["kernel"] == "naive").count(), 4);
     assert!(lines.iter().all(|line| line["correct"] == true));
-    assert!(lines[1]["tile"].is_array() && lines[1]["probes"]["of_peak"].as_f64().unwrap() > 0.0);
+    assert!(
+        lines[1]["tile"].is_array()
+            && lines[1]["probes"]["of_peak"]["median"].as_f64().unwrap() > 0.0
+    );
     let text = run(args.split(' ')).text();
     assert!(text.contains("GOPS") && text.contains("naive") && text.contains("of peak"), "{text}");
 }
@@ -166,16 +205,22 @@ fn benchmarks_that_measure_nothing_are_refused() {
         "--kernel-bench --shape 4096x4096 --batch 0",
         "--kernel-bench --iterations 0",
         "--kernel-bench -p 5",
-        "--kernel-bench --plot x.svg",
+        "--kernel-bench --plot x",
         "--shape 16x16",
         "--batch 4",
         "--ablation --shape 16x16,32x32",
         "--ablation --simd-level avx2",
+        "--ablation --packing 2bit",
+        "--kernel-bench --packing auto",
+        "--kernel-bench --pin",
+        "--modes --kv-dtype f16,int8",
+        "--packing 3bit",
+        "--kv-dtype f17",
     ] {
         let end = run(["benchmark", "-q"].into_iter().chain(args.split(' ')));
         assert_eq!(end.code, Some(2), "{args:?}: {}", end.stderr);
     }
-    let end = run("benchmark -q -p 4 -n 2 --iterations 1 -t 1 --plot x.svg".split(' '));
+    let end = run("benchmark -q -p 4 -n 2 --iterations 1 -t 1 --plot x".split(' '));
     assert_eq!(end.code, Some(2), "{}", end.stderr);
     assert!(end.stderr.contains("no curve to plot"), "{}", end.stderr);
 }

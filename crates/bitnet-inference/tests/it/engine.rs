@@ -315,3 +315,21 @@ fn the_cache_takes_memory_as_it_fills() {
         assert!(grown < bytes / 8, "{grown} bytes of {kv_dtype:?}"); // other tests run in this process
     }
 }
+
+#[test]
+fn an_engine_stands_still_but_for_the_steps_it_is_told_to_compute() {
+    let engine = spawn(load(TINY, cpu()), &exact()).unwrap();
+    let alone = tokens(&engine.submit(generate(&PROMPT, 6)).unwrap());
+    let stepwise = engine.stepwise().unwrap();
+    let running = [(); 2].map(|()| engine.submit(generate(&PROMPT, 6)).unwrap());
+    let counts = || running.each_ref().map(|events| events.len());
+    assert_eq!(counts(), [0, 0]);
+    for step in 1..=3 {
+        stepwise.run(1).unwrap();
+        assert_eq!(counts(), [1 + step; 2], "each has begun, and a token for each step");
+    }
+    drop(stepwise);
+    for events in &running {
+        assert_eq!(tokens(events), alone);
+    }
+}

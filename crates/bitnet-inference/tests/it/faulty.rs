@@ -53,6 +53,10 @@ impl Backend for Faulty {
         self.cpu.upload_ternary(weights)
     }
 
+    fn ternary_bytes(&self, w: &Self::Ternary) -> usize {
+        self.cpu.ternary_bytes(w)
+    }
+
     fn upload_dense(&self, weights: DenseMatrix) -> Self::Dense {
         self.cpu.upload_dense(weights)
     }

@@ -221,6 +221,10 @@ impl Backend for CpuBackend {
         CpuTernary { packed, scale: weights.scale().clone() }
     }
 
+    fn ternary_bytes(&self, w: &CpuTernary) -> usize {
+        w.packed.bytes()
+    }
+
     fn upload_dense(&self, weights: DenseMatrix) -> DenseMatrix {
         weights
     }

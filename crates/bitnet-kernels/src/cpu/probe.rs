@@ -8,68 +8,49 @@ use super::isa::Isa;
 use super::pool::{ThreadPool, items};
 #[cfg(target_arch = "x86_64")]
 use super::x86::probe as native;
-pub use memory::{Pages, ReadProbe, Reads, read};
+pub use memory::{Pages, ReadProbe, Reads, Walk, read};
 
 /// How long one turn of an arithmetic probe lasts: long beside the wake-up of threads, short beside what interrupts them.
 const TURN_SECONDS: f64 = 1e-3;
 
-/// Products of int8 numbers per second that `threads` threads form and add in registers, with the instructions of `isa`, in
-/// each of some turns.
-///
-/// # Errors
-/// If the system refuses a thread.
-pub fn multiply_adds(isa: Isa, threads: usize, time: Duration) -> std::io::Result<Vec<f64>> {
-    turns(threads, time, |rounds| isa.spin(rounds))
+/// Products of int8 numbers per second that the threads of `pool` form and add in registers, with the instructions of `isa`,
+/// in each of some turns.
+pub fn multiply_adds(isa: Isa, pool: &ThreadPool, time: Duration) -> Vec<f64> {
+    turns(pool, time, |rounds| isa.spin(rounds))
 }
 
-/// Products of f32 numbers per second that `threads` threads form and add in registers, with the vectors of `isa`, in each of
-/// some turns. Multiplication and addition are separate instructions, as in all float code here: a fused one rounds once
+/// Products of f32 numbers per second that the threads of `pool` form and add in registers, with the vectors of `isa`, in each
+/// of some turns. Multiplication and addition are separate instructions, as in all float code here: a fused one rounds once
 /// instead of twice, and results would depend on the machine.
-///
-/// # Errors
-/// If the system refuses a thread.
-pub fn float_multiply_adds(isa: Isa, threads: usize, time: Duration) -> std::io::Result<Vec<f64>> {
-    turns(threads, time, |rounds| spin_floats(isa, rounds))
+pub fn float_multiply_adds(isa: Isa, pool: &ThreadPool, time: Duration) -> Vec<f64> {
+    turns(pool, time, |rounds| spin_floats(isa, rounds))
 }
 
-/// Products of bf16 numbers per second that `threads` threads form and add in registers, in each of some turns. None where the
-/// CPU has no instruction for it.
-///
-/// # Errors
-/// If the system refuses a thread.
-pub fn bf16_multiply_adds(threads: usize, time: Duration) -> std::io::Result<Option<Vec<f64>>> {
-    match spin_bf16(1) {
-        None => Ok(None),
-        Some(_) => turns(threads, time, |rounds| spin_bf16(rounds).unwrap_or(0)).map(Some),
-    }
+/// Products of bf16 numbers per second that the threads of `pool` form and add in registers, in each of some turns. None where
+/// the CPU has no instruction for it.
+pub fn bf16_multiply_adds(pool: &ThreadPool, time: Duration) -> Option<Vec<f64>> {
+    spin_bf16(1)?;
+    Some(turns(pool, time, |rounds| spin_bf16(rounds).unwrap_or(0)))
 }
 
-/// Seconds that an operation takes which does nothing on each of `threads` threads: waking them and waiting for all. One value
-/// for each of some turns, each of which is the mean of many operations.
-///
-/// # Errors
-/// If the system refuses a thread.
-pub fn barrier(threads: usize, time: Duration) -> std::io::Result<Vec<f64>> {
+/// Seconds that an operation takes which does nothing on each of the threads of `pool`: waking them and waiting for all. One
+/// value for each of some turns, each of which is the mean of many operations.
+pub fn barrier(pool: &ThreadPool, time: Duration) -> Vec<f64> {
     /// Operations of a turn: as many as make a token of a large model.
     const OPERATIONS: u32 = 200;
-    let pool = ThreadPool::new(threads)?;
-    let mut nothing = vec![(); threads];
+    let mut nothing = vec![(); pool.threads()];
     let mut turn = || {
         let begin = Instant::now();
         (0..OPERATIONS).for_each(|_| pool.for_each(items(&mut nothing), |_, _| ()));
         begin.elapsed().as_secs_f64() / f64::from(OPERATIONS)
     };
     turn(); // starts the threads
-    Ok(repeat(time, turn))
+    repeat(time, turn)
 }
 
 /// Runs `spin` on all threads in turns. It returns how many products it made, about as many for each round.
-fn turns(
-    threads: usize,
-    time: Duration,
-    spin: impl Fn(usize) -> usize + Sync,
-) -> std::io::Result<Vec<f64>> {
-    let pool = ThreadPool::new(threads)?;
+fn turns(pool: &ThreadPool, time: Duration, spin: impl Fn(usize) -> usize + Sync) -> Vec<f64> {
+    let threads = pool.threads();
     let mut counts = vec![0; threads];
     let mut turn = |rounds: usize| {
         let begin = Instant::now();
@@ -78,7 +59,7 @@ fn turns(
     };
     let per_second = turn(1000) / spin(1) as f64;
     let rounds = (per_second / threads as f64 * TURN_SECONDS) as usize + 1;
-    Ok(repeat(time, || turn(rounds)))
+    repeat(time, || turn(rounds))
 }
 
 /// Measures for as long as `time` says and at least three times.
@@ -126,15 +107,19 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(2);
 
+    fn one() -> ThreadPool {
+        ThreadPool::new(1).unwrap()
+    }
+
     /// The fastest turn: others may have been interrupted.
-    fn best(rates: std::io::Result<Vec<f64>>) -> f64 {
-        rates.unwrap().into_iter().fold(0.0, f64::max)
+    fn best(rates: Vec<f64>) -> f64 {
+        rates.into_iter().fold(0.0, f64::max)
     }
 
     #[test]
     fn every_tier_multiplies_and_adds() {
         for &isa in Isa::available() {
-            let best = best(multiply_adds(isa, 1, SHORT));
+            let best = best(multiply_adds(isa, &one(), SHORT));
             // 512 products twice a cycle at 6 GHz; a loop that was optimized away shows more.
             assert!(best > 1e7 && best < 6e12, "{isa}: {best:e} products/s");
         }
@@ -143,7 +128,7 @@ mod tests {
     #[test]
     fn every_tier_multiplies_and_adds_floats() {
         for &isa in Isa::available() {
-            let best = best(float_multiply_adds(isa, 1, SHORT));
+            let best = best(float_multiply_adds(isa, &one(), SHORT));
             // 16 products twice a cycle at 6 GHz.
             assert!(best > 1e7 && best < 2e11, "{isa}: {best:e} products/s");
         }
@@ -151,7 +136,7 @@ mod tests {
 
     #[test]
     fn bf16_is_measured_where_the_cpu_has_it() {
-        let rates = bf16_multiply_adds(1, SHORT).unwrap();
+        let rates = bf16_multiply_adds(&one(), SHORT);
         #[cfg(target_arch = "x86_64")]
         assert_eq!(rates.is_some(), is_x86_feature_detected!("avx512bf16"));
         for rate in rates.unwrap_or_default() {
@@ -161,7 +146,8 @@ mod tests {
 
     #[test]
     fn a_barrier_takes_some_time_and_not_much() {
-        let fastest = barrier(2, SHORT).unwrap().into_iter().fold(f64::INFINITY, f64::min);
+        let fastest =
+            barrier(&ThreadPool::new(2).unwrap(), SHORT).into_iter().fold(f64::INFINITY, f64::min);
         assert!(fastest > 1e-9 && fastest < 0.1, "{fastest:e} s");
     }
 }

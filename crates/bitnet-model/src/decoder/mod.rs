@@ -96,6 +96,12 @@ impl<B: Backend> Model<B> {
         &self.backend
     }
 
+    /// Bytes of all ternary matrices as they lie in memory: what one step reads of them.
+    pub fn ternary_bytes(&self) -> u64 {
+        let matrices = self.layers.iter().flat_map(Layer::linears);
+        matrices.map(|matrix| self.backend.ternary_bytes(matrix) as u64).sum()
+    }
+
     /// Where the output head counts what happens, if it is one that leaves out logits.
     pub fn head_record(&self) -> Option<Arc<HeadRecord>> {
         self.backend.head_record(&self.lm_head)

@@ -17,10 +17,13 @@ use bitnet_kernels::head::HeadType;
 use bitnet_kernels::ternary::TernaryMatrix;
 use serde::Serialize;
 
-use super::kernel::{Shared, activations, parse_shape, weights};
+use super::kernel::parse_shape;
+use super::line::Figure;
 use super::machine::Machine;
 use super::measure::run_cases;
-use super::report::{BenchReport, Rate, Work};
+use super::product::{Shared, activations, weights};
+use super::report::{BenchReport, Work};
+use super::setup::{Forms, Setup};
 use super::source::Build;
 use super::{BenchConfig, BenchProgress, Steps, invalid};
 use crate::builder::ModelBuilder;
@@ -59,8 +62,8 @@ pub struct AblationReport {
     pub product: Vec<ProductStep>,
     /// The model, step by step.
     pub model: Vec<ModelStep>,
-    /// All that was measured of the model: first with the head as the file has it, then as the engine holds it.
-    pub reports: Vec<BenchReport>,
+    /// All that was measured of the model.
+    pub report: Option<BenchReport>,
 }
 
 /// A step of the product.
@@ -75,7 +78,7 @@ pub struct ProductStep {
     /// Threads.
     pub threads: usize,
     /// Milliseconds of a product, weights coming from memory.
-    pub milliseconds: Rate,
+    pub milliseconds: Figure,
     /// How many times as fast as the step before.
     pub gain: f64,
     /// How many times as fast as the first step.
@@ -93,6 +96,8 @@ pub struct ModelStep {
     pub simd_level: String,
     /// Threads.
     pub threads: usize,
+    /// How weights, keys and values lay in memory.
+    pub forms: Forms,
     /// Prompt tokens per second.
     pub prompt: Option<f64>,
     /// How many times the step before.
@@ -107,7 +112,7 @@ impl AblationReport {
     /// Whether all steps computed the same.
     pub fn is_right(&self) -> bool {
         self.product.iter().all(|step| step.correct)
-            && self.reports.iter().all(BenchReport::is_right)
+            && self.report.as_ref().is_none_or(BenchReport::is_right)
     }
 }
 
@@ -149,19 +154,15 @@ pub fn run(
     for &batch in &config.batches {
         product.extend(product_steps(config, batch, &machine, &tiers, progress)?);
     }
-    let (mut steps, mut reports) = (Vec::new(), Vec::new());
+    let (mut steps, mut report) = (Vec::new(), None);
     if let Some(bench) = &config.model {
-        for (head, cases) in model_cases(&tiers, config.threads, model.head) {
-            let wanted = cases.iter().map(|(_, isa, n)| (isa.name().to_owned(), *n)).collect();
-            let model = ModelConfig { head, ..model.clone() };
-            let report = run_cases(open, &model, bench, wanted, None, progress)?;
-            let names: Vec<_> = cases.into_iter().map(|(name, ..)| name).collect();
-            model_steps(&names, &report, &mut steps);
-            reports.push(report);
-        }
+        let (names, setups) = model_setups(&tiers, config.threads, model).into_iter().unzip();
+        let found = run_cases(open, model, bench, setups, None, progress)?;
+        steps = model_steps(names, &found);
+        report = Some(found);
     }
     let build = Build::current();
-    Ok(AblationReport { build, machine, shape: config.shape, product, model: steps, reports })
+    Ok(AblationReport { build, machine, shape: config.shape, product, model: steps, report })
 }
 
 fn check(config: &AblationConfig) -> Result<(), Error> {
@@ -265,7 +266,7 @@ impl Product<'_> {
         Ok(())
     }
 
-    fn add(&mut self, name: &str, what: &str, threads: usize, time: Rate, found: Vec<i32>) {
+    fn add(&mut self, name: &str, what: &str, threads: usize, time: Figure, found: Vec<i32>) {
         let median =
             |step: Option<&ProductStep>| step.map_or(time.median, |s| s.milliseconds.median);
         self.steps.push(ProductStep {
@@ -282,7 +283,7 @@ impl Product<'_> {
 }
 
 /// Milliseconds of a product in each of some samples, on the copies in turn.
-fn sample<W>(iterations: usize, copies: &[W], mut product: impl FnMut(&W)) -> Rate {
+fn sample<W>(iterations: usize, copies: &[W], mut product: impl FnMut(&W)) -> Figure {
     let mut turn = 0;
     let mut one = || {
         let (begin, mut products) = (Instant::now(), 0);
@@ -292,33 +293,41 @@ fn sample<W>(iterations: usize, copies: &[W], mut product: impl FnMut(&W)) -> Ra
         }
         begin.elapsed().as_secs_f64() * 1e3 / f64::from(products)
     };
-    Rate::new((0..iterations).map(|_| one()).collect()).expect("there is at least one sample")
+    Figure::new((0..iterations).map(|_| one()).collect()).expect("there is at least one sample")
 }
 
-/// Steps with the same form of the head.
-type Cases = (HeadType, Vec<(String, Isa, usize)>);
-
-/// The steps for which the engine has a switch. Other logits come of another form of the head, so each has an oracle of its own.
-fn model_cases(tiers: &Tiers, threads: usize, head: HeadType) -> Vec<Cases> {
-    let mut plain = vec![("scalar".to_owned(), Isa::Scalar, 1)];
-    plain.extend(tiers.plain.map(|isa| ("SIMD".to_owned(), isa, 1)));
-    plain.extend(tiers.dot.map(|isa| ("dot product".to_owned(), isa, 1)));
-    let pool = (threads > 1).then(|| ("pool".to_owned(), tiers.best(), threads));
-    match head {
-        HeadType::File => {
-            plain.extend(pool);
-            vec![(HeadType::File, plain)]
-        }
-        head => {
-            let mut rest = vec![(format!("{head} head"), tiers.best(), 1)];
-            rest.extend(pool);
-            vec![(HeadType::File, plain), (head, rest)]
+/// The steps for which the engine has a switch, each added to those before it, by name.
+fn model_setups(tiers: &Tiers, threads: usize, model: &ModelConfig) -> Vec<(String, Setup)> {
+    let mut setup = Setup {
+        simd_level: Isa::Scalar.name().to_owned(),
+        threads: 1,
+        packing: Some(Packing::TwoBits),
+        head: HeadType::File,
+        ..Setup::of(model)
+    };
+    let mut steps = vec![("scalar".to_owned(), setup.clone())];
+    let mut step = |name: &str, change: &dyn Fn(&mut Setup)| {
+        change(&mut setup);
+        steps.push((name.to_owned(), setup.clone()));
+    };
+    for (name, isa) in [("SIMD", tiers.plain), ("dot product", tiers.dot)] {
+        if let Some(isa) = isa {
+            step(name, &|setup| isa.name().clone_into(&mut setup.simd_level));
         }
     }
+    step("1.6 bit", &|setup| setup.packing = Some(Packing::FiveTrits));
+    if model.head != HeadType::File {
+        step(&format!("{} head", model.head), &|setup| setup.head = model.head);
+    }
+    if threads > 1 {
+        step("pool", &|setup| setup.threads = threads);
+    }
+    steps
 }
 
-fn model_steps(names: &[String], report: &BenchReport, steps: &mut Vec<ModelStep>) {
-    for (name, case) in names.iter().zip(&report.cases) {
+fn model_steps(names: Vec<String>, report: &BenchReport) -> Vec<ModelStep> {
+    let mut steps: Vec<ModelStep> = Vec::new();
+    for (name, case) in names.into_iter().zip(&report.cases) {
         let Some(measurement) = case.measurement() else { continue };
         let speed = |wanted: fn(Work) -> bool| Some(measurement.line(wanted)?.rate.median);
         let prompt = speed(|work| matches!(work, Work::Prompt { .. }));
@@ -326,15 +335,17 @@ fn model_steps(names: &[String], report: &BenchReport, steps: &mut Vec<ModelStep
         let gain = |now: Option<f64>, before: Option<f64>| Some(now? / before?);
         let before = steps.last();
         steps.push(ModelStep {
-            name: name.clone(),
+            name,
             simd_level: measurement.kernel.to_owned(),
-            threads: case.threads,
+            threads: case.setup.threads,
+            forms: measurement.forms.clone(),
             prompt,
             prompt_gain: gain(prompt, before.and_then(|step| step.prompt)),
             generation,
             generation_gain: gain(generation, before.and_then(|step| step.generation)),
         });
     }
+    steps
 }
 
 #[cfg(all(test, feature = "demo-model"))]
@@ -383,7 +394,13 @@ mod tests {
         let report = report.unwrap();
         assert!(report.is_right());
         assert_eq!((&*report.model[0].name, report.model[0].prompt_gain), ("scalar", None));
-        assert!(report.model.iter().any(|step| step.name == "int8 head"));
+        let forms = |name: &str| {
+            let step = report.model.iter().find(|step| step.name == name).unwrap();
+            (&*step.forms.packing, &*step.forms.head)
+        };
+        assert_eq!(forms("scalar"), ("2bit", "Q8_0"));
+        assert_eq!(forms("1.6 bit"), ("1.6bit", "Q8_0"));
+        assert_eq!(forms("int8 head"), ("1.6bit", "int8"));
         let last = report.model.last().unwrap();
         assert_eq!((&*last.name, last.threads), ("pool", 2));
         assert!(last.generation_gain.is_some());

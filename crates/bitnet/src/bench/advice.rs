@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::report::{Case, Line, Work};
+use super::line::Line;
+use super::report::{Case, Work};
 
 /// A choice that is this much slower than the fastest is as good: measurements differ by as much.
 const AS_GOOD: f64 = 0.97;
@@ -56,7 +57,7 @@ fn best(cases: &[Case], wanted: impl Fn(Work) -> bool) -> Option<Choice> {
         };
         choices.extend(measurement.lines.iter().filter(counts).map(|line| Choice {
             simd_level: measurement.kernel.to_owned(),
-            threads: case.threads,
+            threads: case.setup.threads,
             sequences: match line.work {
                 Work::Batch { sequences, .. } => sequences,
                 Work::Prompt { .. } | Work::Generation { .. } => 1,

@@ -9,6 +9,7 @@ use bitnet_inference::{
 };
 use bitnet_kernels::kv::PAGE;
 
+use super::probes::{Around, Probe};
 use crate::error::Error;
 
 /// What came of one sequence.
@@ -50,22 +51,22 @@ impl Windows {
     pub fn around(depth: usize, tokens: usize, warmup: usize, count: usize) -> Self {
         /// So few tokens give a time at all.
         const SHORTEST: usize = 8;
-        let before = |tokens: usize| tokens * (2 * warmup + count - 1) / 2;
-        let fitting = depth * 2 / (2 * warmup + count - 1).max(1);
+        let before = |tokens: usize| (tokens + 1) * (2 * warmup + count - 1) / 2;
+        let fitting = (depth * 2 / (2 * warmup + count - 1).max(1)).saturating_sub(1);
         let tokens = tokens.min(fitting.max(SHORTEST));
         Self { prompt: depth.saturating_sub(before(tokens)).max(1), tokens, warmup, count }
     }
 
-    /// Tokens after the first one.
+    /// Steps after the first token: each window has one more than it has tokens, which wakes the threads and is not timed.
     fn total(&self) -> usize {
-        self.tokens * (self.warmup + self.count)
+        (self.tokens + 1) * (self.warmup + self.count)
     }
 
     /// Tokens in the cache while a token of a counted window is computed, on average: its own keys and values are read as well.
     pub fn context(&self) -> f64 {
         let windows = self.warmup as f64 + (self.count as f64 - 1.0) / 2.0;
         let tokens = self.tokens as f64;
-        self.prompt as f64 + tokens * windows + (tokens + 1.0) / 2.0
+        self.prompt as f64 + (tokens + 1.0) * windows + 1.0 + (tokens + 1.0) / 2.0
     }
 
     /// Tokens that one of `sequences` sequences reaches at most. Those that begin first run ahead, until the prompts of all
@@ -111,6 +112,14 @@ pub(super) fn generate(
     prompts: Vec<Vec<u32>>,
     tokens: usize,
 ) -> Result<Vec<Timed>, Error> {
+    submit(engine, prompts, tokens)?.iter().map(collect).collect()
+}
+
+fn submit(
+    engine: &EngineHandle,
+    prompts: Vec<Vec<u32>>,
+    tokens: usize,
+) -> Result<Vec<Receiver<Event>>, Error> {
     let greedy = GenerationConfig::default().sampling()?;
     let submit = |ids| {
         let work = Work::Generate {
@@ -120,8 +129,7 @@ pub(super) fn generate(
         };
         engine.submit(Request { ids, work })
     };
-    let running: Vec<_> = prompts.into_iter().map(submit).collect::<Result<_, _>>()?;
-    running.iter().map(collect).collect()
+    Ok(prompts.into_iter().map(submit).collect::<Result<_, _>>()?)
 }
 
 fn collect(events: &Receiver<Event>) -> Result<Timed, Error> {
@@ -141,56 +149,103 @@ fn collect(events: &Receiver<Event>) -> Result<Timed, Error> {
     }
 }
 
-/// Tokens per second of all sequences together in each counted window, and the tokens of the first sequence.
+/// Tokens per second of all sequences together in each counted window with what `probe` found on both sides of it, and the
+/// tokens of the first sequence. The engine stands still between windows.
 pub(super) fn windows(
     engine: &EngineHandle,
     prompts: Vec<Vec<u32>>,
     windows: &Windows,
-) -> Result<(Vec<f64>, Vec<u32>), Error> {
-    let limits = engine.limits();
-    let mut lead = windows.lead(prompts.len(), limits.max_batch_tokens);
-    loop {
-        let tokens = 1 + windows.total() + lead;
-        let timed = generate(engine, prompts.clone(), tokens)?;
-        let times: Vec<&[Instant]> = timed.iter().map(|one| &one.at[..]).collect();
-        let rates = rates(&times, windows);
-        // A small model may have answered the first request before the last one is handed in; longer answers overlap.
-        let longer = windows.prompt + tokens + lead.max(64) <= limits.max_seq_len;
-        if rates.len() == windows.count || !longer {
-            let mut ids = timed.into_iter().next().map(|one| one.ids).unwrap_or_default();
-            ids.truncate(1 + windows.total()); // as many in every case
-            return Ok((rates, ids));
-        }
-        lead += lead.max(64);
+    probe: &mut dyn FnMut() -> Result<Probe, Error>,
+) -> Result<(Vec<(f64, Around)>, Vec<u32>), Error> {
+    let (sequences, limits) = (prompts.len(), engine.limits());
+    let stepwise = engine.stepwise()?;
+    let tokens = 1 + windows.total() + windows.lead(sequences, limits.max_batch_tokens);
+    let events = submit(engine, prompts, tokens)?;
+    let mut running: Vec<Running> = events.into_iter().map(Running::new).collect();
+    while !running.iter().all(Running::has_begun) {
+        stepwise.run(1)?;
+        running.iter_mut().try_for_each(Running::receive)?;
     }
+    let mut window = || -> Result<f64, Error> {
+        stepwise.run(windows.tokens + 1)?;
+        running[0].receive()?;
+        let [first, .., last] = running[0].last(windows.tokens + 1)? else {
+            return Err(EngineError::Stopped.into());
+        };
+        let seconds = last.duration_since(*first).as_secs_f64();
+        Ok((sequences * windows.tokens) as f64 / seconds)
+    };
+    for _ in 0..windows.warmup {
+        window()?;
+    }
+    let mut samples = Vec::with_capacity(windows.count);
+    if windows.count > 0 {
+        let mut before = probe()?;
+        for _ in 0..windows.count {
+            let rate = window()?;
+            let after = probe()?;
+            samples.push((rate, Around { before, after }));
+            before = after;
+        }
+    }
+    let mut ids = running.swap_remove(0).ids;
+    ids.truncate(1 + windows.total()); // as many in every case
+    Ok((samples, ids))
 }
 
-/// Counted from the moment when the last sequence has its first token; all tokens of a step have the same time.
-fn rates(times: &[&[Instant]], windows: &Windows) -> Vec<f64> {
-    let Some(&all_run) = times.iter().filter_map(|times| times.first()).max() else {
-        return Vec::new();
-    };
-    let steps: Vec<Instant> = times[0].iter().copied().filter(|&at| at >= all_run).collect();
-    let edges: Vec<Instant> = steps.into_iter().step_by(windows.tokens).collect();
-    let pairs = edges.windows(2).skip(windows.warmup).take(windows.count);
-    let tokens = (times.len() * windows.tokens) as f64;
-    pairs.map(|pair| tokens / pair[1].duration_since(pair[0]).as_secs_f64()).collect()
+/// A sequence that is being generated step by step.
+struct Running {
+    events: Receiver<Event>,
+    ids: Vec<u32>,
+    at: Vec<Instant>,
+}
+
+impl Running {
+    fn new(events: Receiver<Event>) -> Self {
+        Self { events, ids: Vec::new(), at: Vec::new() }
+    }
+
+    fn has_begun(&self) -> bool {
+        !self.ids.is_empty()
+    }
+
+    /// Takes what has come so far.
+    fn receive(&mut self) -> Result<(), Error> {
+        while let Ok(event) = self.events.try_recv() {
+            match event {
+                Event::Token { id, at } => {
+                    self.ids.push(id);
+                    self.at.push(at);
+                }
+                Event::Failed(error) => return Err(error.into()),
+                _ => {}
+            }
+        }
+        match self.events.is_closed() && !self.has_begun() {
+            true => Err(EngineError::Stopped.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// When the last `count` tokens were drawn.
+    fn last(&self, count: usize) -> Result<&[Instant], Error> {
+        let from = self.at.len().checked_sub(count).ok_or(EngineError::Stopped)?;
+        Ok(&self.at[from..])
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
     fn windows_lie_around_the_depth() {
         let long = Windows::around(4000, 128, 1, 5);
-        assert_eq!(long, Windows { prompt: 4000 - 128 * 6 / 2, tokens: 128, warmup: 1, count: 5 });
-        assert_eq!(long.context(), 4000.0 + 64.5);
+        assert_eq!(long, Windows { prompt: 4000 - 129 * 6 / 2, tokens: 128, warmup: 1, count: 5 });
+        assert_eq!(long.context(), 4000.0 + 65.5);
         let short = Windows::around(128, 128, 1, 5);
-        assert_eq!((short.prompt, short.tokens), (2, 42));
-        assert_eq!(short.context(), 2.0 + 42.0 * 3.0 + 21.5);
+        assert_eq!((short.prompt, short.tokens), (2, 41));
+        assert_eq!(short.context(), 2.0 + 42.0 * 3.0 + 22.0);
         assert_eq!(Windows::around(0, 128, 1, 3).tokens, 8);
         assert_eq!(
             Windows::around(50, 20, 0, 1),
@@ -198,17 +253,22 @@ mod tests {
         );
     }
 
+    #[cfg(feature = "demo-model")]
     #[test]
-    fn rates_count_all_sequences_from_when_the_last_has_begun() {
-        let start = Instant::now();
-        let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let first: Vec<_> = [0, 1, 2, 4, 6, 8, 12, 16, 20].map(at).into();
-        let second: Vec<_> = [2, 4, 6, 8, 12, 16, 20, 21, 22].map(at).into();
-        let windows = Windows { prompt: 1, tokens: 2, warmup: 0, count: 2 };
-        // Four tokens from second 2 to 6, four from 6 to 12.
-        assert_eq!(rates(&[&first, &second], &windows), [1.0, 4.0 / 6.0]);
-        let later = Windows { warmup: 1, count: 9, ..windows };
-        assert_eq!(rates(&[&first, &second], &later), [4.0 / 6.0, 0.5]);
-        assert_eq!(rates(&[], &windows), [0.0; 0]);
+    fn windows_are_measured_between_probes_while_all_sequences_run() {
+        let model = crate::BitNetModel::demo().load().unwrap();
+        let engine = model.engine();
+        let prompts: Vec<_> = (1..4).map(|id| vec![id; 5]).collect();
+        let expected = generate(engine, vec![prompts[0].clone()], 13).unwrap().remove(0).ids;
+        let plan = Windows { prompt: 5, tokens: 3, warmup: 1, count: 2 };
+        let mut turns = 0.0;
+        let mut probe = || {
+            turns += 1.0;
+            Ok(Probe::of(turns, turns))
+        };
+        let (samples, ids) = windows(engine, prompts, &plan, &mut probe).unwrap();
+        let around: Vec<_> = samples.iter().map(|(_, around)| around.read()).collect();
+        assert_eq!((around, ids), (vec![1.5, 2.5], expected));
+        assert!(samples.iter().all(|(rate, _)| *rate > 0.0));
     }
 }

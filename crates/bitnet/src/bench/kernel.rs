@@ -2,31 +2,30 @@
 //! number of threads.
 
 use std::hint::black_box;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bitnet_kernels::activation::QuantizedRows;
 use bitnet_kernels::cpu::ablation;
 use bitnet_kernels::cpu::isa::Isa;
-use bitnet_kernels::cpu::packed::{PANEL_ROWS, PackedTernary, Packing};
-use bitnet_kernels::cpu::pool::{ThreadPool, items};
-use bitnet_kernels::ternary::{TernaryMatrix, WeightScale, words_per_row};
+use bitnet_kernels::cpu::packed::{PackedTernary, Packing};
+use bitnet_kernels::cpu::pool::ThreadPool;
+use bitnet_kernels::ternary::TernaryMatrix;
 use serde::Serialize;
 
+use super::line::{Figure, Limit};
 use super::machine::Machine;
-use super::probes::{Bracket, ProbeSummary, Probes};
-use super::report::{Limit, Rate};
+use super::probes::{Around, Prober, Probes};
+use super::product::{Shared, activations, panels_at_once, weights};
 use super::source::Build;
 use super::{BenchProgress, Steps, invalid};
 use crate::error::Error;
 
 /// A sample lasts this long, in as many products as fit.
-const SAMPLE: Duration = Duration::from_millis(20);
+const SAMPLE: Duration = Duration::from_millis(if cfg!(test) { 2 } else { 50 });
+/// Before each sample, since probes have used the caches meanwhile.
+const WARM_UP: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 10 });
 /// The naive reference is measured once only where a product takes longer than this.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// Panels that a thread takes at a time at most, as in the engine: with 2560 columns 160 KB, which stay in its cache.
-const MAX_PANELS: usize = 16;
-
 /// What to measure: every combination of these.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KernelConfig {
@@ -95,7 +94,7 @@ pub struct KernelLine {
     /// Where the weights come from.
     pub place: Place,
     /// Milliseconds of a product.
-    pub milliseconds: Rate,
+    pub milliseconds: Figure,
     /// Multiplications and additions per second, each counted, in units of 10⁹.
     pub gops: f64,
     /// Bytes of the weights per second.
@@ -114,17 +113,19 @@ pub struct KernelLine {
     pub correct: bool,
 }
 
-/// The probes of a combination.
+/// The probes of a combination. Each sample is held against those on both sides of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KernelProbes {
-    /// Bytes per second read from memory.
-    pub read_bandwidth: ProbeSummary,
-    /// Products per second in registers.
-    pub peak_macs: ProbeSummary,
+    /// Those on both sides of each sample.
+    pub around: Vec<Around>,
+    /// Bytes per second read from memory at best: the median over all samples.
+    pub read_bandwidth: f64,
+    /// Products per second in registers, likewise.
+    pub peak_macs: f64,
     /// Share of the bandwidth that was reached; weights from a cache may exceed it.
-    pub of_bandwidth: f64,
+    pub of_bandwidth: Figure,
     /// Share of the peak that was reached.
-    pub of_peak: f64,
+    pub of_peak: Figure,
     /// What limits this at best; a cache is not counted as a limit.
     pub limited_by: Limit,
 }
@@ -156,68 +157,6 @@ fn check_shape(rows: usize, cols: usize) -> Result<(), Error> {
             format!("from 1x1 to {MOST} rows and columns and 2^30 weights"),
         )),
     }
-}
-
-/// Weights of all three values in no order, the same in every run.
-pub(super) fn weights(rows: usize, cols: usize) -> TernaryMatrix {
-    let word = |i: usize| {
-        let bits = (i as u32).wrapping_mul(0x9E37_79B1);
-        let bits = bits ^ bits >> 15;
-        let ones = bits & 0x5555_5555;
-        ones | bits.rotate_left(7) & 0xAAAA_AAAA & !(ones << 1)
-    };
-    let words = (0..rows * words_per_row(cols)).map(word).collect();
-    TernaryMatrix::new(rows, cols, words, WeightScale::Tensor(1.0)).expect("no code is 3")
-}
-
-/// Activations of all values, the same in every run.
-pub(super) fn activations(tokens: usize, cols: usize) -> QuantizedRows {
-    let values: Vec<i8> = (0..tokens * cols).map(|i| ((i * 37 % 255) as i16 - 127) as i8).collect();
-    QuantizedRows::from_values(tokens, cols, &values, vec![1.0; tokens])
-}
-
-/// A product shared out to threads as the engine does it.
-pub(super) struct Shared<'a> {
-    pool: &'a ThreadPool,
-    isa: Isa,
-    parts: Vec<(Range<usize>, Vec<i32>)>,
-}
-
-impl<'a> Shared<'a> {
-    pub fn new(pool: &'a ThreadPool, isa: Isa, panels: usize, tokens: usize) -> Self {
-        let step = panels_at_once(panels, pool.threads());
-        let part = |start: usize| {
-            let panels = start..panels.min(start + step);
-            let room = vec![0; panels.len() * PANEL_ROWS * tokens];
-            (panels, room)
-        };
-        Self { pool, isa, parts: (0..panels).step_by(step).map(part).collect() }
-    }
-
-    pub fn compute(&mut self, w: &PackedTernary, x: &QuantizedRows) {
-        let isa = self.isa;
-        self.pool.for_each(items(&mut self.parts), |_, (panels, out)| {
-            isa.ternary_product(w, panels.clone(), 0..w.blocks_per_panel(), x, 0..x.rows(), out);
-            black_box(out);
-        });
-    }
-
-    /// The results, `[tokens, rows]`.
-    pub fn products(&self, rows: usize, tokens: usize) -> Vec<i32> {
-        let mut all = vec![0; rows * tokens];
-        for (panels, out) in &self.parts {
-            let first = panels.start * PANEL_ROWS;
-            let width = (panels.len() * PANEL_ROWS).min(rows - first);
-            for (token, out) in out.chunks(panels.len() * PANEL_ROWS).enumerate() {
-                all[token * rows + first..][..width].copy_from_slice(&out[..width]);
-            }
-        }
-        all
-    }
-}
-
-fn panels_at_once(panels: usize, threads: usize) -> usize {
-    panels.div_ceil(4 * threads).clamp(1, MAX_PANELS)
 }
 
 /// Measures every combination.
@@ -318,7 +257,7 @@ fn naive(w: &TernaryMatrix, x: &QuantizedRows, iterations: usize) -> (KernelLine
             break;
         }
     }
-    let milliseconds = Rate::new(times).expect("measured at least once");
+    let milliseconds = Figure::new(times).expect("measured at least once");
     let line = KernelLine {
         kernel: "naive".into(),
         packing: Packing::TwoBits.name().into(),
@@ -369,27 +308,29 @@ impl Kernel<'_> {
         let correct = product.products(w.rows(), self.x.rows()) == self.expected;
         let fits = 2 * w.bytes() as u64 <= machine.last_level_cache;
         let places = [(Place::Memory, true), (Place::Cache, fits)];
+        let mut prober = probes.anywhere(self.isa, self.threads);
         let mut lines = Vec::new();
         for place in places.into_iter().filter_map(|(place, wanted)| wanted.then_some(place)) {
-            let before = probes.take(self.isa, self.threads)?;
-            let milliseconds = self.samples(&mut product, place, iterations);
-            let after = probes.take(self.isa, self.threads)?;
+            let samples = self.samples(&mut product, place, iterations, &mut prober)?;
             let oversubscribed = self.threads > machine.processors;
-            lines.extend(milliseconds.map(|milliseconds| KernelLine {
-                oversubscribed,
-                correct,
-                ..self.line(place, milliseconds, naive, &before.and(&after))
-            }));
+            let line = self.line(place, samples, naive).expect("there is at least one sample");
+            lines.push(KernelLine { oversubscribed, correct, ..line });
         }
         Ok(lines)
     }
 
-    /// Milliseconds of a product in each of some samples.
-    fn samples(&self, product: &mut Shared<'_>, place: Place, iterations: usize) -> Option<Rate> {
+    /// Milliseconds of a product in each of some samples, and the probes around each.
+    fn samples(
+        &self,
+        product: &mut Shared<'_>,
+        place: Place,
+        iterations: usize,
+        prober: &mut Prober<'_>,
+    ) -> Result<Vec<(f64, Around)>, Error> {
         let mut turn = 0;
-        let mut sample = || {
+        let mut run = |time| {
             let (begin, mut products) = (Instant::now(), 0);
-            while products == 0 || begin.elapsed() < SAMPLE {
+            while products == 0 || begin.elapsed() < time {
                 let w = match place {
                     Place::Memory => &self.packed[turn % self.packed.len()],
                     Place::Cache => &self.packed[0],
@@ -399,19 +340,27 @@ impl Kernel<'_> {
             }
             begin.elapsed().as_secs_f64() * 1e3 / f64::from(products)
         };
-        sample(); // wakes the threads, and fills the cache
-        Rate::new((0..iterations).map(|_| sample()).collect())
+        let (mut samples, mut before) = (Vec::new(), prober.take()?);
+        for _ in 0..iterations {
+            run(WARM_UP); // wakes the threads, and fills the cache
+            let milliseconds = run(SAMPLE);
+            let after = prober.take()?;
+            samples.push((milliseconds, Around { before, after }));
+            before = after;
+        }
+        Ok(samples)
     }
 
-    fn line(&self, place: Place, milliseconds: Rate, naive: f64, probes: &Bracket) -> KernelLine {
+    fn line(&self, place: Place, samples: Vec<(f64, Around)>, naive: f64) -> Option<KernelLine> {
         let (w, batch) = (&self.packed[0], self.x.rows());
-        let per_second = 1e3 / milliseconds.median;
-        let bytes_per_second = w.bytes() as f64 * per_second;
-        let macs = (w.rows() * w.cols() * batch) as f64;
-        let (read_bandwidth, peak_macs) = (probes.read(), probes.macs());
-        let by_memory = place == Place::Memory
-            && w.bytes() as f64 / read_bandwidth.best > macs / peak_macs.best;
-        KernelLine {
+        let (bytes, macs) = (w.bytes() as f64, (w.rows() * w.cols() * batch) as f64);
+        let of = |value: &dyn Fn(f64, &Around) -> f64| {
+            Figure::new(samples.iter().map(|(ms, around)| value(*ms, around)).collect())
+        };
+        let milliseconds = of(&|ms, _| ms)?;
+        let memory_time = of(&|_, a| bytes / a.read() * a.macs() / macs)?.median;
+        let by_memory = place == Place::Memory && memory_time > 1.0;
+        Some(KernelLine {
             kernel: self.isa.name().to_owned(),
             packing: w.packing().name().to_owned(),
             rows: w.rows(),
@@ -421,13 +370,14 @@ impl Kernel<'_> {
             oversubscribed: false,
             place,
             gops: gops(w.rows(), w.cols(), batch, milliseconds.median),
-            bytes_per_second,
+            bytes_per_second: bytes * 1e3 / milliseconds.median,
             probes: Some(KernelProbes {
-                of_bandwidth: bytes_per_second / read_bandwidth.best,
-                of_peak: macs * per_second / peak_macs.best,
+                read_bandwidth: of(&|_, around| around.read())?.median,
+                peak_macs: of(&|_, around| around.macs())?.median,
+                of_bandwidth: of(&|ms, around| bytes * 1e3 / ms / around.read())?,
+                of_peak: of(&|ms, around| macs * 1e3 / ms / around.macs())?,
                 limited_by: if by_memory { Limit::Memory } else { Limit::Arithmetic },
-                read_bandwidth,
-                peak_macs,
+                around: samples.iter().map(|(_, around)| *around).collect(),
             }),
             speed_up: naive / milliseconds.median,
             efficiency: None,
@@ -435,7 +385,7 @@ impl Kernel<'_> {
             panels_at_once: Some(panels_at_once(w.panels(), self.threads)),
             milliseconds,
             correct: true,
-        }
+        })
     }
 }
 

@@ -10,10 +10,10 @@ use bitnet_model::decoder::PackedCache;
 use bitnet_model::format::Checkpoint;
 use serde::Serialize;
 
-use super::bytes::linears;
+use super::bytes::{linears, packed_bytes};
 use super::drive;
+use super::line::Figure;
 use super::machine::Machine;
-use super::report::Rate;
 use super::source::Build;
 use super::{BenchProgress, Steps, invalid};
 use crate::builder::ModelBuilder;
@@ -93,7 +93,7 @@ pub struct LoadLine {
     /// Seconds until the model answers, the first time: parts of the file may have come from the disk.
     pub first_seconds: f64,
     /// Seconds of each time after that; of the first if there was no other.
-    pub seconds: Rate,
+    pub seconds: Figure,
     /// Bytes of the model's files per second.
     pub bytes_per_second: f64,
     /// Seconds of the first token after a prompt of one: what lies untouched in the file is read then.
@@ -148,9 +148,7 @@ pub fn run(
     let mut steps = Steps::new(threads.len() * (ways.len() * iterations + 1), progress);
     let config = checkpoint.config();
     let packing = model.packing.unwrap_or_default();
-    let layer: usize =
-        linears(config).iter().map(|&(rows, cols)| packing.matrix_bytes(rows, cols)).sum();
-    let packed_bytes = layer as u64 * config.num_hidden_layers as u64;
+    let packed_bytes = packed_bytes(config, packing);
     let file_bytes = checkpoint.size_bytes();
     let (mut lines, mut name) = (Vec::new(), String::new());
     let cleaner = folder.map(Cleaner);
@@ -222,7 +220,7 @@ fn line(way: LoadWay, threads: usize, loads: &[Load], file_bytes: u64) -> LoadLi
     let (first, later) = loads.split_first().expect("loaded at least once");
     let later = if later.is_empty() { std::slice::from_ref(first) } else { later };
     let of = |value: fn(&Load) -> f64| {
-        Rate::new(later.iter().map(value).collect()).expect("there is one")
+        Figure::new(later.iter().map(value).collect()).expect("there is one")
     };
     let rates: Vec<f64> = later.iter().filter_map(|load| load.rate).collect();
     let seconds = of(|load| load.seconds);
@@ -234,7 +232,7 @@ fn line(way: LoadWay, threads: usize, loads: &[Load], file_bytes: u64) -> LoadLi
         bytes_per_second: file_bytes as f64 / seconds.median,
         seconds,
         first_token_seconds: of(|load| load.first_token).median,
-        tokens_per_second: Rate::new(rates).map(|rate| rate.median),
+        tokens_per_second: Figure::new(rates).map(|rate| rate.median),
         repack: None,
         resident_bytes: memory.resident,
         anonymous_bytes: memory.anonymous,

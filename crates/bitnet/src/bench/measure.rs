@@ -4,35 +4,36 @@ use std::collections::HashMap;
 
 use bitnet_inference::InferenceConfig;
 use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::head::HeadType;
+use bitnet_kernels::kv::{KvType, PAGE};
+use bitnet_model::format::Checkpoint;
+use bitnet_model::kv::page_bytes;
 
 use super::advice::Advice;
-use super::bytes::{self, TokenBytes};
+use super::bytes::{self, TokenBytes, TokenProducts};
 use super::drive::{self, Windows};
+use super::line::{Line, Measured};
 use super::machine::Machine;
-use super::probes::{Bracket, Probes};
-use super::report::{
-    BenchReport, Case, Line, Measured, Measurement, ModelFacts, Outcome, Outputs, Settings, Work,
-};
+use super::plan::{self, prompt_ids};
+use super::probes::{Around, Probe, Prober, Probes};
+use super::report::{BenchReport, Case, Measurement, ModelFacts, Oracle, Outcome, Outputs, Work};
+use super::setup::{Forms, Setup};
 use super::source::{self, Build};
 use super::watch::Watch;
-use super::{BenchConfig, BenchProgress, Steps, hash, invalid};
+use super::{BenchConfig, BenchProgress, Steps, hash};
 use crate::builder::ModelBuilder;
-use crate::config::{ModelConfig, automatic_threads};
+use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::model::BitNetModel;
 
 /// Tokens of the text on which every case has to agree with the oracle, and as many after it.
 const COMPARED_TOKENS: usize = 8;
 
-/// More of anything than can be measured, and so few that their products are numbers.
-const MOST: usize = 1 << 20;
+/// What the logits depend on: how the head is held, and how keys and values are stored.
+type Arithmetic = (HeadType, KvType);
 
-/// A level by its name, and a number of threads.
-pub(super) type Wanted = (String, usize);
-
-/// Measures each level with each number of threads. `open` says which model, `model` how else it runs; it is loaded once for each
-/// case, since a backend's threads and instructions are fixed when it is made, and once before them for the oracle.
+/// Measures every combination of what `config` varies. `open` says which model, `model` how else it runs.
 ///
 /// The report lists a level that this machine does not have, with the reason, and a case that computes something else than the
 /// oracle, as wrong. Other errors end the benchmark.
@@ -42,24 +43,7 @@ pub fn run(
     config: &BenchConfig,
     progress: &mut dyn FnMut(BenchProgress),
 ) -> Result<BenchReport, Error> {
-    let wanted = wanted(model, config);
-    run_cases(open, model, config, wanted, None, progress)
-}
-
-/// All levels with all numbers of threads.
-fn wanted(model: &ModelConfig, config: &BenchConfig) -> Vec<Wanted> {
-    let own_level = model.simd_level.clone().unwrap_or_else(|| "auto".into());
-    let own_threads = match model.threads {
-        0 => automatic_threads(),
-        threads => threads,
-    };
-    let levels = match config.simd_levels.is_empty() {
-        true => vec![own_level],
-        false => config.simd_levels.clone(),
-    };
-    let threads =
-        if config.threads.is_empty() { vec![own_threads] } else { config.threads.clone() };
-    levels.iter().flat_map(|level| threads.iter().map(move |&n| (level.clone(), n))).collect()
+    run_cases(open, model, config, Setup::all(model, config), None, progress)
 }
 
 /// Measures the given cases. `oracle` stands in for what the scalar code gives; tests use it.
@@ -67,187 +51,70 @@ pub(super) fn run_cases(
     open: &dyn Fn() -> ModelBuilder,
     model: &ModelConfig,
     config: &BenchConfig,
-    wanted: Vec<Wanted>,
+    setups: Vec<Setup>,
     oracle: Option<Outputs>,
     progress: &mut dyn FnMut(BenchProgress),
 ) -> Result<BenchReport, Error> {
-    check(config)?;
+    plan::check(config)?;
     let machine = Machine::detect();
-    let works = works(config);
-    let mut steps = Steps::new(1 + wanted.len() * (2 + works.len()), progress);
-    steps.next("asking the scalar code on one thread".into());
-    let scalar = ModelConfig {
-        threads: 1,
-        simd_level: Some(Isa::Scalar.name().to_owned()),
-        ..model.clone()
-    };
-    let (facts, room, found) = {
-        let model = open().with_config(scalar).load()?;
-        check_context(config, &model)?;
-        (facts(open, &model)?, room(config, &model), outputs(&model)?)
-    };
+    let works = plan::works(config);
+    let mut arithmetics: Vec<Arithmetic> = setups.iter().map(arithmetic).collect();
+    arithmetics.dedup();
+    let steps = arithmetics.len() + setups.len() * (2 + works.len());
+    let checkpoint = open().with_config(model.clone()).checkpoint()?;
     let mut bench = Bench {
+        open,
+        model,
         config,
+        head_encoding: head_encoding(&checkpoint),
         machine: &machine,
         probes: Probes::new(&machine)?,
-        oracle: oracle.unwrap_or(found),
+        injected: oracle,
+        oracles: HashMap::new(),
+        facts: None,
         seen: HashMap::new(),
         works,
-        room,
-        steps,
+        steps: Steps::new(steps, progress),
     };
-    let mut cases = Vec::new();
-    for (simd_level, threads) in wanted {
-        let outcome = bench.outcome(open, model, &simd_level, threads)?;
-        let oversubscribed = threads > machine.processors;
-        cases.push(Case { simd_level, threads, oversubscribed, outcome });
+    let (mut cases, mut oracles) = (Vec::new(), Vec::new());
+    for setup in setups {
+        let known = bench.oracles.len();
+        let expected = bench.oracle(&checkpoint, &setup)?;
+        if bench.oracles.len() > known {
+            let (head, kv_dtype) = (setup.head.to_string(), setup.kv_dtype.to_string());
+            oracles.push(Oracle { head, kv_dtype, outputs: expected.clone() });
+        }
+        let outcome = bench.outcome(&setup, expected)?;
+        let oversubscribed = setup.threads > machine.processors;
+        cases.push(Case { setup, oversubscribed, outcome });
     }
-    let oracle = bench.oracle;
+    let facts = bench.facts.take().expect("an oracle was asked for the first case");
     Ok(BenchReport {
         build: Build::current(),
         model: facts,
-        settings: settings(config),
-        oracle,
+        settings: plan::settings(config),
+        oracles,
         advice: Advice::new(&cases),
         cases,
         machine,
     })
 }
 
-fn check(config: &BenchConfig) -> Result<(), Error> {
-    if config.iterations == 0 {
-        return Err(invalid("iterations", 0, "at least 1"));
-    }
-    if config.prompt_tokens == 0 && config.generated_tokens == 0 {
-        let expected = "at least 1, or prompt_tokens has to be";
-        return Err(invalid("generated_tokens", 0, expected));
-    }
-    if config.threads.contains(&0) {
-        return Err(invalid("threads", 0, "at least 1"));
-    }
-    let counts = [
-        ("prompt_tokens", Some(config.prompt_tokens)),
-        ("generated_tokens", Some(config.generated_tokens)),
-        ("depths", config.depths.iter().copied().max()),
-        ("batch_sizes", config.batch_sizes.iter().copied().max()),
-        ("iterations", Some(config.iterations)),
-        ("warmup", Some(config.warmup)),
-    ];
-    for (field, most) in counts {
-        if let Some(found) = most.filter(|&count| count > MOST) {
-            return Err(invalid(field, found, format!("at most {MOST}")));
-        }
-    }
-    if config.batch_sizes.contains(&0) {
-        return Err(invalid("batch_sizes", 0, "at least 1"));
-    }
-    if config.generated_tokens == 0 && !(config.batch_sizes.is_empty() && config.depths.is_empty())
-    {
-        return Err(invalid("generated_tokens", 0, "at least 1 to measure depths and batches"));
-    }
-    Ok(())
+fn arithmetic(setup: &Setup) -> Arithmetic {
+    (setup.head, setup.kv_dtype)
 }
 
-fn depths(config: &BenchConfig) -> Vec<usize> {
-    if config.depths.is_empty() { vec![0] } else { config.depths.clone() }
-}
-
-fn settings(config: &BenchConfig) -> Settings {
-    Settings {
-        prompt_tokens: config.prompt_tokens,
-        generated_tokens: config.generated_tokens,
-        depths: depths(config),
-        batch_sizes: config.batch_sizes.clone(),
-        iterations: config.iterations,
-        warmup: config.warmup,
-    }
-}
-
-/// The lines of each case.
-fn works(config: &BenchConfig) -> Vec<Work> {
-    let mut works = Vec::new();
-    if config.prompt_tokens > 0 {
-        works.push(Work::Prompt { tokens: config.prompt_tokens });
-    }
-    let (tokens, depths) = (config.generated_tokens, depths(config));
-    if tokens > 0 {
-        works.extend(depths.iter().map(|&depth| Work::Generation { tokens, depth }));
-        let batch = |&sequences: &usize| Work::Batch {
-            sequences,
-            tokens: batch_windows(config).tokens,
-            depth: depths[0],
-        };
-        works.extend(config.batch_sizes.iter().map(batch));
-    }
-    works
-}
-
-/// How a generation at a depth is cut into measurements. One far from the start is one long sequence, since filling the cache
-/// takes so long; elsewhere each measurement is a sequence of its own.
-fn generation_windows(config: &BenchConfig, depth: usize) -> Windows {
-    let (tokens, runs) = (config.generated_tokens, config.warmup + config.iterations);
-    match depth >= 4 * tokens * runs {
-        true => Windows::around(depth, tokens, config.warmup, config.iterations),
-        false => Windows { prompt: depth.max(1), tokens, warmup: 0, count: 1 },
-    }
-}
-
-/// How sequences generated together are: prompts of many sequences take long, so they are computed once.
-fn batch_windows(config: &BenchConfig) -> Windows {
-    let tokens = config.generated_tokens;
-    Windows::around(depths(config)[0], tokens, config.warmup, config.iterations)
-}
-
-/// Tokens of the longest sequence.
-fn longest(config: &BenchConfig) -> (&'static str, usize) {
-    let step_tokens = InferenceConfig::default().max_batch_tokens;
-    let generations =
-        depths(config).iter().map(|&d| generation_windows(config, d).longest(1, step_tokens)).max();
-    let batches = config
-        .batch_sizes
-        .iter()
-        .map(|&sequences| batch_windows(config).longest(sequences, step_tokens))
-        .max();
-    let candidates = [
-        ("prompt_tokens", config.prompt_tokens + 1),
-        ("generated_tokens", generations.unwrap_or(0)),
-        ("batch_sizes", batches.unwrap_or(0)),
-    ];
-    candidates.into_iter().max_by_key(|&(_, tokens)| tokens).expect("there are three")
-}
-
-fn check_context(config: &BenchConfig, model: &BitNetModel) -> Result<(), Error> {
-    let context = model.info().context_length;
-    let (field, tokens) = longest(config);
-    match tokens <= context {
-        true => Ok(()),
-        false => {
-            let found = format!("such that a sequence gets {tokens} tokens");
-            Err(invalid(field, found, format!("less than the context, {context} tokens")))
-        }
-    }
-}
-
-/// An engine with room for all that is measured.
-fn room(config: &BenchConfig, model: &BitNetModel) -> InferenceConfig {
-    let most = config.batch_sizes.iter().copied().max().unwrap_or(1);
-    let step_tokens = InferenceConfig::default().max_batch_tokens;
-    let longest = batch_windows(config).longest(most, step_tokens);
-    let info = model.info();
-    drive::room_for(most, longest, info.context_length, info.kv_bytes_per_token)
-}
-
-fn facts(open: &dyn Fn() -> ModelBuilder, model: &BitNetModel) -> Result<ModelFacts, Error> {
-    let checkpoint = open().checkpoint()?;
-    let stored = match model.config().tie_word_embeddings {
+/// The encoding of the table that is the output head.
+fn head_encoding(checkpoint: &Checkpoint) -> String {
+    let name = match checkpoint.config().tie_word_embeddings {
         true => "model.embed_tokens.weight",
         false => "lm_head.weight",
     };
-    let stored = checkpoint.tensors().find(|tensor| tensor.name == stored);
-    let head_dtype = match (model.info().head, stored) {
-        (HeadType::File, Some(tensor)) => tensor.encoding.to_owned(),
-        (head, _) => head.to_string(),
-    };
+    let stored = checkpoint.tensors().find(|tensor| tensor.name == name);
+    stored.map_or_else(|| "file".to_owned(), |tensor| tensor.encoding.to_owned())
+}
+
+fn facts(model: &BitNetModel, checkpoint: &Checkpoint) -> ModelFacts {
     let sha256 = match model.info().path {
         Some(_) => source::of_files(checkpoint.files()),
         #[cfg(feature = "demo-model")]
@@ -256,7 +123,7 @@ fn facts(open: &dyn Fn() -> ModelBuilder, model: &BitNetModel) -> Result<ModelFa
         None => None,
     };
     let weights = bytes::ternary_weights(model.config());
-    Ok(ModelFacts::new(model.info(), weights, head_dtype, sha256))
+    ModelFacts::new(model.info(), weights, head_encoding(checkpoint), sha256)
 }
 
 /// What a model gives on a short text.
@@ -269,149 +136,259 @@ fn outputs(model: &BitNetModel) -> Result<Outputs, Error> {
     Ok(Outputs { tokens_hash: generated, logits_hash: logits })
 }
 
-/// Tokens as various as those of a text, the same in every run, others for each sequence.
-pub(super) fn prompt_ids(model: &BitNetModel, sequence: usize, count: usize) -> Vec<u32> {
-    let vocab = model.config().vocab_size as u64;
-    let first = 1 + sequence as u64 * 0x1000_0000;
-    let id = |i: u64| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 16) % vocab;
-    (first..first + count as u64).map(|i| id(i) as u32).collect()
-}
-
 struct Bench<'a> {
+    open: &'a dyn Fn() -> ModelBuilder,
+    model: &'a ModelConfig,
     config: &'a BenchConfig,
+    head_encoding: String,
     machine: &'a Machine,
     probes: Probes,
-    oracle: Outputs,
-    /// Hash of the tokens that the first case generated in each work.
-    seen: HashMap<Work, String>,
+    /// Stands in for all oracles.
+    injected: Option<Outputs>,
+    oracles: HashMap<Arithmetic, Outputs>,
+    /// The model, once the first oracle has loaded it.
+    facts: Option<ModelFacts>,
+    /// Hash of the tokens that the first case of an arithmetic generated in each work.
+    seen: HashMap<(Arithmetic, Work), String>,
     works: Vec<Work>,
-    room: InferenceConfig,
     steps: Steps<'a>,
 }
 
 impl Bench<'_> {
-    fn outcome(
-        &mut self,
-        open: &dyn Fn() -> ModelBuilder,
-        model: &ModelConfig,
-        simd_level: &str,
-        threads: usize,
-    ) -> Result<Outcome, Error> {
-        let isa = match Isa::parse(simd_level) {
+    /// What the scalar code gives on one thread, from weights in two bits each.
+    fn oracle(&mut self, checkpoint: &Checkpoint, setup: &Setup) -> Result<Outputs, Error> {
+        if let Some(known) = self.oracles.get(&arithmetic(setup)) {
+            return Ok(known.clone());
+        }
+        self.steps.next("asking the scalar code on one thread".into());
+        let scalar = Setup {
+            threads: 1,
+            simd_level: Isa::Scalar.name().to_owned(),
+            packing: Some(Packing::TwoBits),
+            ..setup.clone()
+        };
+        let model = self.load(&scalar)?;
+        if self.facts.is_none() {
+            self.facts = Some(facts(&model, checkpoint));
+        }
+        let found = match &self.injected {
+            Some(injected) => injected.clone(),
+            None => outputs(&model)?,
+        };
+        self.oracles.insert(arithmetic(setup), found.clone());
+        Ok(found)
+    }
+
+    /// A model for a case, with an engine that has room for all that is measured.
+    fn load(&self, setup: &Setup) -> Result<BitNetModel, Error> {
+        let config = setup.config(self.model);
+        let builder = (self.open)().with_config(config.clone());
+        let checkpoint = builder.checkpoint()?;
+        let arch = checkpoint.config();
+        let context = match config.max_seq_len {
+            0 => arch.max_position_embeddings,
+            tokens => tokens,
+        };
+        plan::check_context(self.config, context)?;
+        let bytes_per_token = page_bytes(arch, setup.kv_dtype) / PAGE;
+        let room: InferenceConfig = plan::room(self.config, context, bytes_per_token);
+        builder.with_inference_config(room).load()
+    }
+
+    fn outcome(&mut self, setup: &Setup, expected: Outputs) -> Result<Outcome, Error> {
+        let isa = match Isa::parse(&setup.simd_level) {
             Ok(isa) => isa,
             Err(error) => return Ok(Outcome::NotAvailable { reason: error.to_string() }),
         };
-        self.step(isa, threads, "loading");
-        let simd_level = Some(isa.name().to_owned());
-        let config = ModelConfig { threads, simd_level, ..model.clone() };
-        let builder = open().with_config(config).with_inference_config(self.room.clone());
-        let model = builder.load()?;
+        let thread_plan = setup.config(self.model).thread_plan()?;
+        self.step(setup, isa, "loading");
+        let model = self.load(setup)?;
         let found = outputs(&model)?;
-        if found != self.oracle {
+        if found != expected {
             let what = "the tokens or logits of a short text".to_owned();
-            return Ok(Outcome::Wrong { what, found, expected: self.oracle.clone() });
+            return Ok(Outcome::Wrong { what, found, expected });
         }
-        self.step(isa, threads, "probing memory, arithmetic and barriers");
-        let probes = self.probes.all(isa, threads)?;
-        let mut before = self.probes.take(isa, threads)?;
+        self.step(setup, isa, "probing memory, arithmetic and barriers");
+        let memory = Probes::clone(&self.probes);
+        let mut prober = memory.with(isa, &thread_plan);
+        let probes = prober.all()?;
         let mut lines = Vec::new();
         for work in self.works.clone() {
-            self.step(isa, threads, &work.to_string());
-            let mut measured = match self.measure(&model, work)? {
-                Ok(measured) => measured,
+            self.step(setup, isa, &work.to_string());
+            match self.measure(&model, arithmetic(setup), work, &mut prober)? {
+                Ok(measured) => lines.extend(Line::new(measured)),
                 Err(wrong) => return Ok(wrong),
-            };
-            let after = self.probes.take(isa, threads)?;
-            measured.probes = before.and(&after);
-            before = after;
-            lines.extend(Line::new(measured));
+            }
         }
-        let load_seconds = model.info().load_time.as_secs_f64();
         Ok(Outcome::Measured(Box::new(Measurement {
             kernel: isa.name(),
-            load_seconds,
+            forms: Forms::of(&model, &self.head_encoding),
+            load_seconds: model.info().load_time.as_secs_f64(),
             probes,
             lines,
             outputs: found,
         })))
     }
 
-    fn step(&mut self, isa: Isa, threads: usize, what: &str) {
-        let plural = if threads == 1 { "" } else { "s" };
-        self.steps.next(format!("{isa}, {threads} thread{plural}: {what}"));
+    fn step(&mut self, setup: &Setup, isa: Isa, what: &str) {
+        let plural = if setup.threads == 1 { "" } else { "s" };
+        self.steps.next(format!("{isa}, {} thread{plural}: {what}", setup.threads));
     }
 
     /// Runs one work as often as asked for. `Err`: its tokens were not always the same.
     fn measure(
         &mut self,
         model: &BitNetModel,
+        arithmetic: Arithmetic,
         work: Work,
+        prober: &mut Prober<'_>,
     ) -> Result<Result<Measured, Outcome>, Error> {
         let head_before = model.head_counts().unwrap_or_default();
         let mut watch = Watch::begin(self.machine.processors);
-        let mut rates = Vec::new();
         let mut wrong = None;
         let mut hashes = |tokens: &[u32]| {
             let found = hash::of_ids(tokens);
-            let expected = self.seen.entry(work).or_insert_with(|| found.clone()).clone();
+            let seen = self.seen.entry((arithmetic, work));
+            let expected = seen.or_insert_with(|| found.clone()).clone();
             if found != expected && wrong.is_none() {
                 wrong = Some(differs(work, found, expected));
             }
         };
-        let engine = model.engine();
-        let runs = self.config.warmup + self.config.iterations;
-        let (windows, repeat) = match work {
-            Work::Prompt { tokens } => {
-                for run in 0..runs {
-                    let prompts = vec![prompt_ids(model, 0, tokens)];
-                    let timed = drive::generate(engine, prompts, 1)?;
-                    watch.note_clock();
-                    hashes(&timed[0].ids);
-                    let seconds = timed[0].prompt_seconds().filter(|_| run >= self.config.warmup);
-                    rates.extend(seconds.map(|seconds| tokens as f64 / seconds));
-                }
-                (None, 0)
-            }
-            Work::Generation { depth, .. } => {
-                let windows = generation_windows(self.config, depth);
-                (Some(windows), if windows.count == 1 { runs } else { 1 })
-            }
-            Work::Batch { .. } => (Some(batch_windows(self.config)), 1),
+        let mut probe = || {
+            watch.note_clock();
+            prober.take()
         };
-        let sequences = if let Work::Batch { sequences, .. } = work { sequences } else { 1 };
-        if let Some(windows) = windows {
-            for run in 0..repeat {
-                let prompts = (0..sequences).map(|i| prompt_ids(model, i, windows.prompt));
-                let (found, ids) = drive::windows(engine, prompts.collect(), &windows)?;
-                watch.note_clock();
-                hashes(&ids);
-                let counts = repeat == 1 || run >= self.config.warmup;
-                rates.extend(found.into_iter().filter(|_| counts));
+        let (shape, samples) = match work {
+            Work::Prompt { tokens } => (
+                Shape::prompt(model, tokens),
+                prompts(model, tokens, self.config, &mut hashes, &mut probe)?,
+            ),
+            Work::Generation { depth, .. } => {
+                let windows = plan::generation_windows(self.config, depth);
+                let samples =
+                    generations(model, &windows, 1, self.config, &mut hashes, &mut probe)?;
+                (Shape::windows(&windows, 1), samples)
             }
-        }
+            Work::Batch { sequences, .. } => {
+                let windows = plan::batch_windows(self.config);
+                let samples =
+                    generations(model, &windows, sequences, self.config, &mut hashes, &mut probe)?;
+                (Shape::windows(&windows, sequences), samples)
+            }
+        };
         if let Some(wrong) = wrong {
             return Ok(Err(wrong));
         }
-        let head_counts = model.head_counts().unwrap_or_default().since(head_before);
-        let context = windows.map_or(0.0, |windows| windows.context());
-        let step_tokens = engine.limits().max_batch_tokens;
-        let tokens_per_step = match work {
-            Work::Prompt { tokens } => tokens.min(step_tokens),
-            Work::Generation { .. } | Work::Batch { .. } => sequences,
-        };
+        let counts = model.head_counts().unwrap_or_default().since(head_before);
         Ok(Ok(Measured {
             work,
-            rates,
-            tokens_per_step,
-            bytes_per_step: TokenBytes::new(model, context)
-                .for_sequences(sequences)
-                .with_head_counts(model.config(), head_counts, sequences),
-            macs_per_token: bytes::ternary_weights(model.config()),
-            probes: Bracket::default(),
+            samples,
+            tokens_per_step: shape.tokens_per_step,
+            bytes_per_step: TokenBytes::new(model, shape.context_read)
+                .for_sequences(shape.sequences)
+                .with_head_counts(model.config(), counts, shape.sequences)
+                .for_prompt(shape.steps),
+            products_per_token: TokenProducts::new(model, shape.context, counts, shape.outputs),
             conditions: watch.end(),
-            tokens_hash: self.seen[&work].clone(),
+            tokens_hash: self.seen[&(arithmetic, work)].clone(),
         }))
     }
+}
+
+/// What the steps of a work are like.
+struct Shape {
+    tokens_per_step: f64,
+    /// Sequences that have keys and values of their own, and an output in each step or in the last one.
+    sequences: usize,
+    /// Steps until there is an output.
+    steps: usize,
+    /// Outputs for each token.
+    outputs: f64,
+    /// Earlier tokens, on average.
+    context: f64,
+    /// The same where each token reads the keys and values of all; those of a prompt are shared by many tokens, and not
+    /// counted as read.
+    context_read: f64,
+}
+
+impl Shape {
+    fn prompt(model: &BitNetModel, tokens: usize) -> Self {
+        let steps = tokens.div_ceil(model.engine().limits().max_batch_tokens);
+        Self {
+            tokens_per_step: tokens as f64 / steps as f64,
+            sequences: 1,
+            steps,
+            outputs: 1.0 / tokens as f64,
+            context: (tokens as f64 + 1.0) / 2.0,
+            context_read: 0.0,
+        }
+    }
+
+    fn windows(windows: &Windows, sequences: usize) -> Self {
+        let context = windows.context();
+        let tokens_per_step = sequences as f64;
+        Self { tokens_per_step, sequences, steps: 1, outputs: 1.0, context, context_read: context }
+    }
+}
+
+type Samples = Vec<(f64, Around)>;
+type TakeProbe<'a> = dyn FnMut() -> Result<Probe, Error> + 'a;
+
+/// Prompt tokens per second until the first answer's token, with probes between prompts.
+fn prompts(
+    model: &BitNetModel,
+    tokens: usize,
+    config: &BenchConfig,
+    hashes: &mut dyn FnMut(&[u32]),
+    probe: &mut TakeProbe<'_>,
+) -> Result<Samples, Error> {
+    let mut one = || -> Result<f64, Error> {
+        let prompts = vec![prompt_ids(model, 0, tokens)];
+        let timed = drive::generate(model.engine(), prompts, 1)?;
+        hashes(&timed[0].ids);
+        let seconds = timed[0].prompt_seconds().ok_or(bitnet_inference::EngineError::Stopped)?;
+        Ok(tokens as f64 / seconds)
+    };
+    for _ in 0..config.warmup {
+        one()?;
+    }
+    let (mut samples, mut before) = (Vec::new(), probe()?);
+    for _ in 0..config.iterations {
+        let rate = one()?;
+        let after = probe()?;
+        samples.push((rate, Around { before, after }));
+        before = after;
+    }
+    Ok(samples)
+}
+
+/// Tokens per second of all sequences, with probes on both sides of each window; where a window is a sequence of its own, as
+/// many sequences as there are measurements.
+fn generations(
+    model: &BitNetModel,
+    windows: &Windows,
+    sequences: usize,
+    config: &BenchConfig,
+    hashes: &mut dyn FnMut(&[u32]),
+    probe: &mut TakeProbe<'_>,
+) -> Result<Samples, Error> {
+    let mut one = |windows: &Windows| -> Result<Samples, Error> {
+        let prompts = (0..sequences).map(|i| prompt_ids(model, i, windows.prompt)).collect();
+        let (samples, ids) = drive::windows(model.engine(), prompts, windows, probe)?;
+        hashes(&ids);
+        Ok(samples)
+    };
+    if windows.warmup + windows.count == config.warmup + config.iterations {
+        return one(windows);
+    }
+    for _ in 0..config.warmup {
+        one(&Windows { warmup: 1, count: 0, ..*windows })?;
+    }
+    let mut samples = Vec::new();
+    for _ in 0..config.iterations {
+        samples.extend(one(windows)?);
+    }
+    Ok(samples)
 }
 
 fn differs(work: Work, found: String, expected: String) -> Outcome {

@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use super::drive;
 use super::hash;
+use super::line::Figure;
 use super::machine::Machine;
-use super::measure::prompt_ids;
-use super::report::Rate;
+use super::plan::prompt_ids;
 use super::source::Build;
 use super::{BenchProgress, Steps, invalid};
 use crate::builder::ModelBuilder;
@@ -73,7 +73,7 @@ pub struct Mode {
     /// Threads of each.
     pub threads: usize,
     /// Seconds until all prompts are answered.
-    pub seconds: Rate,
+    pub seconds: Figure,
     /// Generated tokens per second, the time of the prompts counted.
     pub tokens_per_second: f64,
     /// How many times as fast as one by one.
@@ -131,7 +131,7 @@ pub fn run(
             }
             tokens_hash = hash::of_ids(&answers);
         }
-        let seconds = Rate::new(seconds).expect("measured at least once");
+        let seconds = Figure::new(seconds).expect("measured at least once");
         let first = modes.first().map_or(seconds.median, |mode| mode.seconds.median);
         modes.push(Mode {
             name: way,

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::drive;
 use super::machine::Machine;
-use super::measure::prompt_ids;
+use super::plan::prompt_ids;
 use super::source::Build;
 use super::{BenchProgress, Steps, invalid};
 use crate::builder::ModelBuilder;

@@ -1,17 +1,20 @@
 //! Probes of the machine around measurements.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bitnet_kernels::cpu::isa::Isa;
-use bitnet_kernels::cpu::probe::{self, Pages, ReadProbe};
+use bitnet_kernels::cpu::plan::ThreadPlan;
+use bitnet_kernels::cpu::pool::{PoolOptions, ThreadPool};
+use bitnet_kernels::cpu::probe::{self, Pages, ReadProbe, Walk};
 use serde::Serialize;
 
+use super::line::middle;
 use super::machine::Machine;
-use super::report::middle;
 use crate::error::Error;
 
-/// Time for reading memory, before a measurement and after it.
-const READ_TIME: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 150 });
+/// Time for reading memory, before a measurement and after it: some ten turns through a buffer of 256 MB.
+const READ_TIME: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
 /// Time for each probe of arithmetic.
 const SPIN_TIME: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 40 });
 
@@ -31,12 +34,50 @@ impl ProbeSummary {
     }
 }
 
+/// What the machine gave with the threads and the level of a case at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Probe {
+    /// Bytes per second read from large pages.
+    pub read: ProbeSummary,
+    /// Products of int8 numbers per second.
+    pub macs: ProbeSummary,
+}
+
+impl Probe {
+    #[cfg(test)]
+    pub(super) fn of(read: f64, macs: f64) -> Self {
+        let [read, macs] = [read, macs].map(|turn| ProbeSummary::new(&[turn]));
+        Self { read, macs }
+    }
+}
+
+/// The probes on both sides of a measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Around {
+    /// Right before it.
+    pub before: Probe,
+    /// Right after it.
+    pub after: Probe,
+}
+
+impl Around {
+    /// Bytes per second that are read at best: the mean of both sides, each of which is its fastest turn.
+    pub fn read(&self) -> f64 {
+        (self.before.read.best + self.after.read.best) / 2.0
+    }
+
+    /// Products per second that are formed at best, likewise.
+    pub fn macs(&self) -> f64 {
+        (self.before.macs.best + self.after.macs.best) / 2.0
+    }
+}
+
 /// What the machine gave at best with the threads and the level of a case, when the case began.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CaseProbes {
     /// Bytes per second read from large pages.
     pub read_huge_pages: ProbeSummary,
-    /// The loop that read fastest there.
+    /// The loop that read fastest there, which the probes around measurements use.
     pub read_walk: &'static str,
     /// Bytes per second read from the smallest pages.
     pub read_small_pages: ProbeSummary,
@@ -50,88 +91,106 @@ pub struct CaseProbes {
     pub barrier_seconds: ProbeSummary,
 }
 
-/// The probes of a benchmark.
+/// Memory for the probes of a benchmark. Clones share it.
+#[derive(Clone)]
 pub(super) struct Probes {
-    huge: ReadProbe,
-    small: ReadProbe,
+    huge: Arc<ReadProbe>,
+    small: Arc<ReadProbe>,
     processors: usize,
 }
 
-/// Turns before a measurement and after it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Bracket {
-    reads: Vec<f64>,
-    macs: Vec<f64>,
-}
-
-impl Bracket {
-    #[cfg(test)]
-    pub fn of(reads: Vec<f64>, macs: Vec<f64>) -> Self {
-        Self { reads, macs }
-    }
-
-    /// Bytes per second read.
-    pub fn read(&self) -> ProbeSummary {
-        ProbeSummary::new(&self.reads)
-    }
-
-    /// Products of int8 numbers per second.
-    pub fn macs(&self) -> ProbeSummary {
-        ProbeSummary::new(&self.macs)
-    }
-
-    /// Both together.
-    pub fn and(&self, other: &Self) -> Self {
-        Self {
-            reads: [&self.reads[..], &other.reads].concat(),
-            macs: [&self.macs[..], &other.macs].concat(),
-        }
-    }
-}
-
 impl Probes {
-    /// Takes memory of each kind. A number of threads above that of the processors is as good as that one: the engine starts
-    /// no more, and what a machine can do does not grow with threads that take turns.
+    /// Takes memory of each kind.
     pub fn new(machine: &Machine) -> Result<Self, Error> {
         let bytes = machine.probe_bytes();
-        let probe = |pages| ReadProbe::new(bytes, pages).map_err(|source| refused(1, source));
-        let (huge, small) = (probe(Pages::Huge)?, probe(Pages::Small)?);
-        Ok(Self { huge, small, processors: machine.processors })
+        let probe = |pages| {
+            let refused = |source| Error::Threads { threads: 1, source };
+            ReadProbe::new(bytes, pages).map(Arc::new).map_err(refused)
+        };
+        Ok(Self {
+            huge: probe(Pages::Huge)?,
+            small: probe(Pages::Small)?,
+            processors: machine.processors,
+        })
+    }
+
+    /// Probes for a case: with its level, and with its threads where these run. A number of threads above that of the
+    /// processors is as good as that one: what a machine can do does not grow with threads that take turns.
+    pub fn with(&self, isa: Isa, plan: &ThreadPlan) -> Prober<'_> {
+        let threads = plan.threads().min(self.processors);
+        let options = PoolOptions { wait: plan.wait, places: plan.placement.places.clone() };
+        Prober { probes: self, isa, threads, options, walk: None }
+    }
+
+    /// The same with threads that may run anywhere.
+    pub fn anywhere(&self, isa: Isa, threads: usize) -> Prober<'_> {
+        let (threads, options) = (threads.min(self.processors), PoolOptions::default());
+        Prober { probes: self, isa, threads, options, walk: None }
+    }
+}
+
+/// The probes of a case.
+pub(super) struct Prober<'a> {
+    probes: &'a Probes,
+    isa: Isa,
+    threads: usize,
+    options: PoolOptions,
+    /// The fastest way of reading, once it is known.
+    walk: Option<Walk>,
+}
+
+impl Prober<'_> {
+    /// Everything, once.
+    pub fn all(&mut self) -> Result<CaseProbes, Error> {
+        let (probes, isa) = (self.probes, self.isa);
+        let (found, walk) = self.on_threads(|pool| {
+            let huge = probes.huge.measure(pool, Walk::ALL, READ_TIME);
+            let small = probes.small.measure(pool, Walk::ALL, READ_TIME);
+            let (median, shortest, _) =
+                middle(&probe::barrier(pool, SPIN_TIME)).unwrap_or_default();
+            let found = CaseProbes {
+                read_huge_pages: ProbeSummary::new(&huge.rates),
+                read_walk: huge.walk.name(),
+                read_small_pages: ProbeSummary::new(&small.rates),
+                int8_macs: ProbeSummary::new(&probe::multiply_adds(isa, pool, SPIN_TIME)),
+                f32_macs: ProbeSummary::new(&probe::float_multiply_adds(isa, pool, SPIN_TIME)),
+                bf16_macs: probe::bf16_multiply_adds(pool, SPIN_TIME)
+                    .map(|turns| ProbeSummary::new(&turns)),
+                barrier_seconds: ProbeSummary { best: shortest, median },
+            };
+            (found, huge.walk)
+        })?;
+        self.walk = Some(walk);
+        Ok(found)
     }
 
     /// One side of a bracket.
-    pub fn take(&self, isa: Isa, threads: usize) -> Result<Bracket, Error> {
-        let threads = threads.min(self.processors);
-        let refused = |source| refused(threads, source);
-        Ok(Bracket {
-            reads: self.huge.measure(threads, READ_TIME).map_err(refused)?.rates,
-            macs: probe::multiply_adds(isa, threads, SPIN_TIME).map_err(refused)?,
-        })
+    pub fn take(&mut self) -> Result<Probe, Error> {
+        let (probes, isa) = (self.probes, self.isa);
+        let (probe, walk) = self.on_threads(|pool| {
+            let ways = self.walk.as_ref().map_or(Walk::ALL, std::slice::from_ref);
+            let reads = probes.huge.measure(pool, ways, READ_TIME);
+            let macs = probe::multiply_adds(isa, pool, SPIN_TIME);
+            let [read, macs] = [&reads.rates, &macs].map(|turns| ProbeSummary::new(turns));
+            (Probe { read, macs }, reads.walk)
+        })?;
+        self.walk = Some(walk);
+        Ok(probe)
     }
 
-    /// Everything, once.
-    pub fn all(&self, isa: Isa, threads: usize) -> Result<CaseProbes, Error> {
-        let threads = threads.min(self.processors);
-        let refused = |source| refused(threads, source);
-        let huge = self.huge.measure(threads, READ_TIME).map_err(refused)?;
-        let small = self.small.measure(threads, READ_TIME).map_err(refused)?;
-        let int8 = probe::multiply_adds(isa, threads, SPIN_TIME).map_err(refused)?;
-        let f32 = probe::float_multiply_adds(isa, threads, SPIN_TIME).map_err(refused)?;
-        let bf16 = probe::bf16_multiply_adds(threads, SPIN_TIME).map_err(refused)?;
-        let barrier = probe::barrier(threads, SPIN_TIME).map_err(refused)?;
-        let (median, shortest, _) = middle(&barrier).unwrap_or_default();
-        Ok(CaseProbes {
-            read_huge_pages: ProbeSummary::new(&huge.rates),
-            read_walk: huge.walk,
-            read_small_pages: ProbeSummary::new(&small.rates),
-            int8_macs: ProbeSummary::new(&int8),
-            f32_macs: ProbeSummary::new(&f32),
-            bf16_macs: bf16.map(|turns| ProbeSummary::new(&turns)),
-            barrier_seconds: ProbeSummary { best: shortest, median },
+    /// Probes on a thread of their own, which is bound to the place of the first one; the caller stays free.
+    fn on_threads<T: Send>(&self, probe: impl FnOnce(&ThreadPool) -> T + Send) -> Result<T, Error> {
+        let work = || {
+            let pool = ThreadPool::with_options(self.threads, self.options.clone())?;
+            pool.attach()?;
+            Ok(probe(&pool))
+        };
+        let refused = |source| Error::Threads { threads: self.threads, source };
+        std::thread::scope(|scope| {
+            let prober = std::thread::Builder::new().name("bitnet-probe".into());
+            let prober = prober.spawn_scoped(scope, work)?;
+            prober.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+        .map_err(refused)
     }
-}
-
-fn refused(threads: usize, source: std::io::Error) -> Error {
-    Error::Threads { threads, source }
 }

@@ -1,4 +1,5 @@
 use bitnet_kernels::cpu::packed::PackedTernary;
+use bitnet_kernels::kv::PAGE;
 use bitnet_model::format::{Checkpoint, OpenOptions};
 
 use super::measure::run_cases;
@@ -36,22 +37,62 @@ fn all_levels_and_thread_counts_give_what_the_scalar_code_gives() {
         assert!(!matches!(case.outcome, Outcome::Wrong { .. }), "{case:?}");
     }
     for found in measurements(&report) {
-        assert_eq!(found.outputs, report.oracle);
+        assert_eq!(found.outputs, report.oracles[0].outputs);
         assert_eq!(found.lines.len(), 2);
         for line in &found.lines {
             assert_eq!(line.rate.samples.len(), 2);
-            assert!(line.rate.median > 0.0 && line.of_bound > 0.0, "{line:?}");
+            assert!(line.rate.median > 0.0 && line.of_bound.median > 0.0, "{line:?}");
         }
     }
     assert_eq!(report.model.sha256.as_ref().map(String::len), Some(64));
 }
 
 #[test]
+fn a_case_is_judged_by_the_forms_that_it_ran_with() {
+    let report = measure(&BenchConfig {
+        threads: vec![1],
+        packings: vec![Some(Packing::TwoBits), Some(Packing::FiveTrits)],
+        heads: vec![HeadType::Int8, HeadType::TwoStage, HeadType::File],
+        kv_dtypes: vec![KvType::F16, KvType::Int8],
+        ..quick()
+    });
+    let model = BitNetModel::demo().load().unwrap();
+    let (config, info) = (model.config(), model.info());
+    let found = measurements(&report);
+    assert_eq!((found.len(), report.oracles.len()), (12, 6));
+    assert!(report.is_right(), "{report:#?}");
+    for (case, m) in report.cases.iter().zip(found) {
+        let Setup { packing, head, kv_dtype, .. } = &case.setup;
+        let packing = packing.unwrap();
+        let stored = if *head == HeadType::File { "Q8_0".to_owned() } else { head.to_string() };
+        let forms = (&*m.forms.packing, &*m.forms.head, &*m.forms.kv_dtype);
+        assert_eq!(forms, (packing.name(), &*stored, kv_dtype.name()));
+        let line = m.line(|work| matches!(work, Work::Generation { .. })).unwrap();
+        let (read, products) = (line.bytes_per_step, line.products_per_token);
+        assert_eq!(read.ternary, bytes::packed_bytes(config, packing));
+        let per_token = (bitnet_model::kv::page_bytes(config, *kv_dtype) / PAGE) as f64;
+        assert_eq!(read.kv, (per_token * read.context) as u64);
+        let weights = (config.vocab_size * config.hidden_size) as f64;
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let fixed = head.bytes(vocab, hidden, info.bytes.embedding + info.bytes.head);
+        match head {
+            HeadType::Int8 => assert_eq!((read.head, products.head), (fixed, 2.0 * weights)),
+            HeadType::File => assert_eq!((read.head, products.head), (fixed, 0.0)),
+            HeadType::TwoStage => {
+                assert!(read.head > fixed && products.head > weights, "{line:?}");
+            }
+        }
+        assert_eq!(products.attention > 0.0, *kv_dtype == KvType::Int8);
+    }
+}
+
+#[test]
 fn other_tokens_than_the_oracles_are_wrong_and_not_fast() {
-    let cases = vec![("auto".to_owned(), 1), ("scalar".to_owned(), 2)];
+    let config = ModelConfig::default();
+    let auto = Setup { threads: 1, ..Setup::of(&config) };
+    let cases = vec![auto.clone(), Setup { simd_level: "scalar".to_owned(), threads: 2, ..auto }];
     let oracle = Outputs { tokens_hash: "0".into(), logits_hash: "1".into() };
     let injected = Some(oracle.clone());
-    let config = ModelConfig::default();
     let report =
         run_cases(&BitNetModel::demo, &config, &quick(), cases, injected, &mut |_| ()).unwrap();
     assert_eq!(report.cases.len(), 2);
@@ -92,14 +133,14 @@ fn depths_and_batches_are_lines_of_their_own() {
             "3 sequences at 10"
         ]
     );
-    assert_eq!(lines[1].bytes_per_step.context, 10.0 + 4.5);
-    assert_eq!(lines[2].bytes_per_step.context, 100.0 + 4.5);
+    assert_eq!(lines[1].bytes_per_step.context, 10.0 + 5.5);
+    assert_eq!(lines[2].bytes_per_step.context, 100.0 + 6.0); // between two whole prompts
     let [one, three] = [&lines[3], &lines[4]];
     assert_eq!(three.bytes_per_step.kv, 3 * one.bytes_per_step.kv);
     assert_eq!(three.bytes_per_step.ternary, one.bytes_per_step.ternary);
-    assert_eq!((one.tokens_per_step, three.tokens_per_step), (1, 3));
+    assert_eq!((one.tokens_per_step, three.tokens_per_step), (1.0, 3.0));
     assert_eq!(three.rate.samples.len(), 2);
-    assert_eq!(report.advice.batch.unwrap().threads, report.cases[0].threads);
+    assert_eq!(report.advice.batch.unwrap().threads, report.cases[0].setup.threads);
 }
 
 #[test]

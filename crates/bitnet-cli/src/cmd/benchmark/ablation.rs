@@ -13,7 +13,7 @@ pub fn document(report: &AblationReport) -> Document {
         ("product", format!("{rows} × {cols} ternary weights that come from memory")),
     ];
     let mut sheets = vec![product(report)];
-    if let Some(bench) = report.reports.first() {
+    if let Some(bench) = &report.report {
         let (prompt, tokens) = (bench.settings.prompt_tokens, bench.settings.generated_tokens);
         let model = format!("{}, prompt of {prompt}, generation of {tokens}", bench.model.name);
         facts.push(("model", model));
@@ -57,6 +57,8 @@ fn model(report: &AblationReport) -> Sheet {
         word("step", "step"),
         word("simd_level", "level"),
         number("threads", "threads"),
+        word("packing", "weights"),
+        word("head", "head"),
         number("prompt", "prompt tokens/s"),
         number("prompt_gain", "gain"),
         number("generation", "generated tokens/s"),
@@ -67,6 +69,8 @@ fn model(report: &AblationReport) -> Sheet {
             step.name.as_str().into(),
             step.simd_level.as_str().into(),
             step.threads.into(),
+            step.forms.packing.as_str().into(),
+            step.forms.head.as_str().into(),
             or_none(step.prompt, plain),
             or_none(step.prompt_gain, times),
             or_none(step.generation, plain),

@@ -4,7 +4,7 @@ use bitnet::bench::kernel::{KernelLine, KernelReport, Place};
 
 use super::model::{build, machine};
 use super::sheet::{
-    Cell, Document, Sheet, giga, hidden, none, number, or_none, percent, plain, times, word,
+    Cell, Document, Sheet, giga, hidden, none, number, or_none, percent, plain, share, times, word,
 };
 
 pub fn document(report: &KernelReport) -> Document {
@@ -35,7 +35,7 @@ pub fn document(report: &KernelReport) -> Document {
     let facts = vec![("machine", machine(&report.machine)), ("bitnet", build(&report.build))];
     let mut notes: Vec<_> = report.not_available.iter().map(|(_, reason)| reason.clone()).collect();
     notes.push("GOPS: multiplications and additions, each counted; speed-up: over the naive row; efficiency: per thread, beside the fewest threads".into());
-    notes.push("of read, of peak: shares of the best that probes right before and after read from memory, or multiplied in registers".into());
+    notes.push("of read, of peak: each sample's share of what probes right before and after it read from memory, or multiplied in registers; the median of these ratios, and their range".into());
     notes.push("tile: rows × tokens that a kernel holds in registers; panels: of 16 rows, that a thread takes at a time".into());
     Document { facts, sheets: vec![sheet], notes }
 }
@@ -63,12 +63,12 @@ fn cells(line: &KernelLine) -> Vec<Cell> {
         times(line.speed_up),
         or_none(line.efficiency, percent),
         giga(line.bytes_per_second),
-        or_none(from_memory, |probes| percent(probes.of_bandwidth)),
-        or_none(probes, |probes| percent(probes.of_peak)),
+        or_none(from_memory, |probes| share(&probes.of_bandwidth)),
+        or_none(probes, |probes| share(&probes.of_peak)),
         or_none(line.tile, |(rows, tokens)| format!("{rows}×{tokens}").into()),
         line.panels_at_once.map_or_else(none, Cell::from),
-        or_none(probes, |probes| giga(probes.read_bandwidth.best)),
-        or_none(probes, |probes| giga(probes.peak_macs.best)),
+        or_none(probes, |probes| giga(probes.read_bandwidth)),
+        or_none(probes, |probes| giga(probes.peak_macs)),
         if line.correct { "right" } else { "WRONG" }.into(),
     ]
 }

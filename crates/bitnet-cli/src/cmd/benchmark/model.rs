@@ -1,11 +1,12 @@
 //! What was measured of a model, as tables.
 
 use bitnet::bench::{
-    BenchReport, Build, Case, Choice, Limit, Line, Machine, Measurement, Outcome, Work,
+    BenchReport, Build, Case, Choice, Limit, Line, Machine, Measurement, Outcome, Setup,
 };
 
 use super::sheet::{
-    Cell, Document, Sheet, giga, hidden, mega, none, number, or_none, percent, plain, times, word,
+    Cell, Document, Sheet, giga, hidden, mega, none, number, or_none, percent, plain, share, times,
+    word,
 };
 use crate::report::{bytes, plural};
 
@@ -13,7 +14,11 @@ pub fn document(report: &BenchReport) -> Document {
     let mut notes = wrong_or_missing(report);
     notes.extend(legend(report));
     notes.extend(advice(report));
-    Document { facts: facts(report), sheets: vec![lines(report), probes(report)], notes }
+    Document {
+        facts: facts(report),
+        sheets: vec![lines(report), bytes_by_part(report), probes(report)],
+        notes,
+    }
 }
 
 /// The machine in a line.
@@ -38,7 +43,7 @@ pub fn build(build: &Build) -> String {
 fn facts(report: &BenchReport) -> Vec<(&'static str, String)> {
     let (model, settings) = (&report.model, &report.settings);
     let hash = model.sha256.as_ref().and_then(|hash| hash.get(..12)).unwrap_or("unknown");
-    let mut facts = vec![
+    vec![
         ("machine", machine(&report.machine)),
         ("bitnet", build(&report.build)),
         (
@@ -51,33 +56,10 @@ fn facts(report: &BenchReport) -> Vec<(&'static str, String)> {
             ),
         ),
         (
-            "in memory",
-            format!(
-                "ternary {}, head {}, KV {}",
-                model.ternary_form, model.head_dtype, model.kv_dtype
-            ),
-        ),
-        (
             "measured",
             format!("medians of {}, after {} not counted", settings.iterations, settings.warmup),
         ),
-    ];
-    let first = report.cases.iter().find_map(Case::measurement);
-    let generation = first.and_then(|m| m.line(|work| matches!(work, Work::Generation { .. })));
-    if let Some(line) = generation {
-        let read = &line.bytes_per_step;
-        let parts = format!(
-            "{}: ternary {}, head {}, other {}, KV {} at {:.0} earlier tokens",
-            bytes(read.total()),
-            bytes(read.ternary),
-            bytes(read.head),
-            bytes(read.other),
-            bytes(read.kv),
-            read.context
-        );
-        facts.push(("bytes per token", parts));
-    }
-    facts
+    ]
 }
 
 fn lines(report: &BenchReport) -> Sheet {
@@ -86,6 +68,9 @@ fn lines(report: &BenchReport) -> Sheet {
         number("threads", "threads"),
         hidden("oversubscribed"),
         hidden("outcome"),
+        word("packing", "weights"),
+        word("head", "head"),
+        word("kv_dtype", "KV"),
         word("work", "work"),
         number("tokens_per_second", "tokens/s"),
         number("spread", "spread"),
@@ -99,16 +84,24 @@ fn lines(report: &BenchReport) -> Sheet {
         hidden("other_bytes_per_step"),
         hidden("kv_bytes_per_step"),
         hidden("context"),
+        hidden("tokens_per_step"),
+        hidden("ternary_products_per_token"),
+        hidden("head_products_per_token"),
+        hidden("attention_products_per_token"),
         number("bytes_per_second", "GB/s"),
         number("of_bandwidth", "of read"),
+        hidden("of_bandwidth_spread"),
         number("macs_per_second", "GMAC/s"),
         number("of_peak", "of peak"),
+        hidden("of_peak_spread"),
         number("of_bound", "of bound"),
+        hidden("of_bound_spread"),
         hidden("limited_by"),
         hidden("bound_tokens_per_second"),
         hidden("read_bandwidth"),
         hidden("peak_macs_per_second"),
         hidden("other_processes"),
+        hidden("stolen"),
         hidden("mhz_mean"),
         hidden("tokens_hash"),
     ]);
@@ -118,9 +111,9 @@ fn lines(report: &BenchReport) -> Sheet {
                 m.lines.iter().for_each(|line| sheet.row(cells(report, case, m, line)));
             }
             Outcome::NotAvailable { .. } => {
-                sheet.row(empty(case, "not_available", "not available"))
+                sheet.row(empty(case, "not_available", "not available", sheet.width()));
             }
-            Outcome::Wrong { .. } => sheet.row(empty(case, "wrong", "WRONG")),
+            Outcome::Wrong { .. } => sheet.row(empty(case, "wrong", "WRONG", sheet.width())),
         }
     }
     sheet
@@ -128,18 +121,22 @@ fn lines(report: &BenchReport) -> Sheet {
 
 fn threads(case: &Case) -> Cell {
     let mark = if case.oversubscribed { " (!)" } else { "" };
-    Cell::new(format!("{}{mark}", case.threads), case.threads)
+    Cell::new(format!("{}{mark}", case.setup.threads), case.setup.threads)
 }
 
-fn empty(case: &Case, outcome: &str, text: &str) -> Vec<Cell> {
+fn empty(case: &Case, outcome: &str, text: &str, width: usize) -> Vec<Cell> {
+    let setup = &case.setup;
     let mut cells = vec![
-        case.simd_level.as_str().into(),
+        setup.simd_level.as_str().into(),
         threads(case),
         Cell::new("", case.oversubscribed),
         outcome.into(),
+        setup.packing.map_or("auto", |packing| packing.name()).into(),
+        setup.head.to_string().into(),
+        setup.kv_dtype.name().into(),
         Cell::new(text, ""),
     ];
-    cells.resize(29, none());
+    cells.resize(width, none());
     cells
 }
 
@@ -155,6 +152,9 @@ fn cells(report: &BenchReport, case: &Case, m: &Measurement, line: &Line) -> Vec
         threads(case),
         Cell::new("", case.oversubscribed),
         "measured".into(),
+        m.forms.packing.as_str().into(),
+        m.forms.head.as_str().into(),
+        m.forms.kv_dtype.as_str().into(),
         line.work.to_string().into(),
         plain(rate.median),
         Cell::new(format!("{:.1} %", 100.0 * rate.spread), rate.spread),
@@ -168,37 +168,101 @@ fn cells(report: &BenchReport, case: &Case, m: &Measurement, line: &Line) -> Vec
         Cell::new("", read.other),
         Cell::new("", read.kv),
         Cell::new("", read.context),
+        Cell::new("", line.tokens_per_step),
+        Cell::new("", line.products_per_token.ternary),
+        Cell::new("", line.products_per_token.head),
+        Cell::new("", line.products_per_token.attention),
         giga(line.bytes_per_second),
-        percent(line.of_bandwidth),
+        share(&line.of_bandwidth),
+        Cell::new("", line.of_bandwidth.spread),
         giga(line.macs_per_second),
-        percent(line.of_peak),
-        percent(line.of_bound),
+        share(&line.of_peak),
+        Cell::new("", line.of_peak.spread),
+        share(&line.of_bound),
+        Cell::new("", line.of_bound.spread),
         limited_by.into(),
         plain(line.bound),
-        giga(line.read_bandwidth.best),
-        giga(line.peak_macs.best),
+        giga(line.read_bandwidth),
+        giga(line.peak_macs),
         or_none(line.conditions.other_processes, plain),
+        or_none(line.conditions.stolen, plain),
         or_none(line.conditions.mhz, |mhz| plain(mhz.mean)),
         line.tokens_hash.as_str().into(),
     ]
 }
 
-/// Against the fewest threads of the same level and work: how many times as fast, and what share of the added threads that is.
+/// Against the fewest threads with the same of everything else: how many times as fast, and what share of the added threads
+/// that is.
 fn scaling(report: &BenchReport, case: &Case, line: &Line) -> Option<(f64, f64)> {
-    let same = |other: &&Case| other.simd_level == case.simd_level && other.measurement().is_some();
-    let fewest = report.cases.iter().filter(same).min_by_key(|other| other.threads)?;
-    if fewest.threads == case.threads {
+    let threads = case.setup.threads;
+    let same = |other: &&Case| {
+        Setup { threads, ..other.setup.clone() } == case.setup && other.measurement().is_some()
+    };
+    let fewest = report.cases.iter().filter(same).min_by_key(|other| other.setup.threads)?;
+    if fewest.setup.threads == threads {
         return None;
     }
     let base = fewest.measurement()?.line(|work| work == line.work)?;
     let up = line.rate.median / base.rate.median;
-    Some((up, up * fewest.threads as f64 / case.threads as f64))
+    Some((up, up * fewest.setup.threads as f64 / threads as f64))
+}
+
+/// What steps read, and how many products tokens take: the same for all levels and threads, but for what a two-stage head
+/// needs, and rows that are the same are there once.
+fn bytes_by_part(report: &BenchReport) -> Sheet {
+    let mut sheet = Sheet::new([
+        word("packing", "bytes of a step: weights"),
+        word("head", "head"),
+        word("kv_dtype", "KV"),
+        word("work", "work"),
+        number("tokens_per_step", "tokens"),
+        number("ternary", "ternary MB"),
+        number("head", "head MB"),
+        number("kv", "KV MB"),
+        number("other", "other MB"),
+        number("total", "all MB"),
+        number("products", "M products/token"),
+        number("ternary_products", "ternary"),
+        number("head_products", "head"),
+        number("attention_products", "attention"),
+    ]);
+    let mut seen: Vec<Vec<Cell>> = Vec::new();
+    for m in report.cases.iter().filter_map(Case::measurement) {
+        for line in &m.lines {
+            let (read, products) = (&line.bytes_per_step, &line.products_per_token);
+            let megabytes = |count: u64| mega(count as f64);
+            let row = vec![
+                m.forms.packing.as_str().into(),
+                m.forms.head.as_str().into(),
+                m.forms.kv_dtype.as_str().into(),
+                line.work.to_string().into(),
+                Cell::new(format!("{:.0}", line.tokens_per_step), line.tokens_per_step),
+                megabytes(read.ternary),
+                megabytes(read.head),
+                megabytes(read.kv),
+                megabytes(read.other),
+                megabytes(read.total()),
+                mega(products.total()),
+                mega(products.ternary),
+                mega(products.head),
+                mega(products.attention),
+            ];
+            if !seen.contains(&row) {
+                seen.push(row);
+            }
+        }
+    }
+    seen.into_iter().for_each(|row| sheet.row(row));
+    sheet
 }
 
 fn probes(report: &BenchReport) -> Sheet {
     let mut sheet = Sheet::new([
         word("simd_level", "probe"),
         number("threads", "threads"),
+        word("packing", "weights"),
+        word("head", "head"),
+        word("kv_dtype", "KV"),
         number("read_huge_pages", "read GB/s"),
         number("read_small_pages", "4 KiB pages"),
         number("int8_macs", "int8 GMAC/s"),
@@ -214,6 +278,9 @@ fn probes(report: &BenchReport) -> Sheet {
         sheet.row([
             m.kernel.into(),
             threads(case),
+            m.forms.packing.as_str().into(),
+            m.forms.head.as_str().into(),
+            m.forms.kv_dtype.as_str().into(),
             giga(p.read_huge_pages.best),
             giga(p.read_small_pages.best),
             giga(p.int8_macs.best),
@@ -235,8 +302,8 @@ fn wrong_or_missing(report: &BenchReport) -> Vec<String> {
             Outcome::NotAvailable { reason } => notes.push(reason.clone()),
             Outcome::Wrong { what, found, expected } => notes.push(format!(
                 "WRONG: {} with {}: {what} are {} {}, and should be {} {}",
-                case.simd_level,
-                plural(case.threads, "thread"),
+                case.setup.simd_level,
+                plural(case.setup.threads, "thread"),
                 found.tokens_hash,
                 found.logits_hash,
                 expected.tokens_hash,
@@ -253,8 +320,9 @@ fn legend(report: &BenchReport) -> Vec<String> {
         return Vec::new();
     }
     [
-        "of read, of peak: shares of the best that probes right before and after read from memory, or multiplied in registers",
-        "of bound: share of the tokens/s that those probes allow: the less of bandwidth / bytes and peak / products",
+        "each measurement is held against probes right before and after it, with the same threads; shares are the medians of these ratios, with their range",
+        "of read: bytes per second, of what a plain read of large memory gives; of peak: ternary products per second, of what registers give",
+        "of bound: tokens/s, of the less of read / bytes and peak / all integer products; an int8 head counts two products a weight and int8 KV two a number, as the other factor has sixteen bits, a two-stage head one a weight and two for rows computed, which are counted; what is computed in floats is in no bound",
     ]
     .map(str::to_owned)
     .into()

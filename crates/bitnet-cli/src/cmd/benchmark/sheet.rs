@@ -1,5 +1,7 @@
 //! A table of results before it has a format: the same rows become text for people, Markdown and CSV.
 
+use bitnet::bench::Figure;
+
 use crate::report::{Align, Table};
 
 /// A column.
@@ -97,6 +99,14 @@ pub fn percent(share: f64) -> Cell {
     Cell::new(format!("{:.0} %", 100.0 * share), share)
 }
 
+/// The median of shares, and their range where there are several.
+pub fn share(shares: &Figure) -> Cell {
+    let [median, min, max] =
+        [shares.median, shares.min, shares.max].map(|share| format!("{:.0}", 100.0 * share));
+    let range = if min == max { String::new() } else { format!(" ({min}–{max})") };
+    Cell::new(format!("{median} %{range}"), shares.median)
+}
+
 /// How many times as fast.
 pub fn times(factor: f64) -> Cell {
     let digits = if factor >= 100.0 { 0 } else { 2 };
@@ -117,6 +127,11 @@ pub struct Sheet {
 impl Sheet {
     pub fn new(columns: impl IntoIterator<Item = Column>) -> Self {
         Self { columns: columns.into_iter().collect(), rows: Vec::new() }
+    }
+
+    /// How many columns there are.
+    pub fn width(&self) -> usize {
+        self.columns.len()
     }
 
     /// Adds a row, a cell for each column.
@@ -261,6 +276,10 @@ mod tests {
         let texts = [plain(0.0), plain(0.01234), plain(5.678), plain(123.4), plain(4321.0)];
         assert_eq!(texts.map(|cell| cell.text), ["0.00", "0.0123", "5.68", "123.4", "4321"]);
         assert_eq!([giga(28.44e9), giga(236e9)].map(|cell| cell.text), ["28.4", "236"]);
+        let shares =
+            |min, max| Figure { samples: vec![], median: 0.9, min, max, spread: max - min };
+        let texts = [share(&shares(0.871, 0.914)), share(&shares(0.9, 0.9))];
+        assert_eq!(texts.map(|cell| cell.text), ["90 % (87–91)", "90 %"]);
         assert_eq!((percent(0.874).text, times(7.0).text), ("87 %".into(), "7.00×".into()));
     }
 }

@@ -1,4 +1,4 @@
-use bitnet::bench::{Outcome, Outputs};
+use bitnet::bench::{BenchReport, Outcome, Outputs};
 
 use super::*;
 
@@ -23,14 +23,19 @@ fn reports_have_every_format_and_warn_of_what_disturbs() {
     let document = model::document(&report);
     let csv = document.csv();
     let counts: Vec<_> = csv.lines().map(|line| line.split(',').count()).collect();
-    assert_eq!(counts, [29; 1 + 2 * 4], "{csv}");
+    assert_eq!(counts, [40; 1 + 2 * 4], "{csv}");
     let text = document.text();
-    for part in
-        ["bytes per token", "generate at 20", "2 sequences at 4", "of bound", "best for prompts"]
-    {
+    for part in [
+        "ternary MB",
+        "M products/token",
+        "generate at 20",
+        "2 sequences at 4",
+        "of bound",
+        "best for prompts",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    assert!(document.markdown().contains("| level | threads | work |"));
+    assert!(document.markdown().contains("| level | threads | weights | head | KV | work |"));
     let json: serde_json::Value = serde_json::from_str(&output::json(&report).unwrap()).unwrap();
     let line = &json["cases"][0]["lines"][1];
     assert_eq!((&line["work"], &line["depth"]), (&"generation".into(), &4.into()));
@@ -41,11 +46,16 @@ fn reports_have_every_format_and_warn_of_what_disturbs() {
     line.rate.spread = 0.5;
     line.conditions.other_processes = Some(1e3);
     line.conditions.throttled = Some(7);
+    line.conditions.stolen = Some(0.03 * report.machine.processors as f64);
     report.cases[1].oversubscribed = true;
     let warnings = warnings(&report).join("\n");
-    for part in
-        ["2 threads are more", "by up to", "used up to 1000.0 of", "7 times because of heat"]
-    {
+    for part in [
+        "2 threads are more",
+        "by up to",
+        "used up to 1000.0 of",
+        "7 times because of heat",
+        "took up to 3 %",
+    ] {
         assert!(warnings.contains(part), "{part}: {warnings}");
     }
 }
@@ -68,15 +78,19 @@ fn wrong_tokens_are_an_error_and_have_no_speed() {
 }
 
 #[test]
-fn plots_have_a_panel_for_each_kind_of_curve_and_two_themes() {
+fn plots_have_panels_for_what_has_several_values_and_two_themes() {
     let report = quick();
-    let svg = plot::svg(&report).unwrap();
-    for part in ["Generation, by threads", "Prompt, by threads", "Generation, by context"] {
-        assert!(svg.contains(part), "{part}");
+    let pictures = plot::pictures(&report, "bitnet-cli benchmark -t 1,2").unwrap();
+    let names: Vec<_> = pictures.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["threads.svg", "context.svg"], "one batch size is no curve");
+    for part in ["Generation, by threads", "Prompt, by threads", "% of bound", "-t 1,2"] {
+        assert!(pictures[0].1.contains(part), "{part}");
     }
-    assert!(!svg.contains("by batch"), "one batch size is no curve");
-    assert!(svg.contains("prefers-color-scheme:dark") && svg.contains("fill=\"#1F2328\""));
-    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+    assert!(pictures[1].1.contains("Generation, by context"));
+    for (_, svg) in pictures {
+        assert!(svg.contains("prefers-color-scheme:dark") && svg.contains("fill=\"#1F2328\""));
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+    }
     let single = BenchReport { cases: Vec::new(), ..report };
-    assert!(plot::svg(&single).is_err());
+    assert!(plot::pictures(&single, "").is_err());
 }

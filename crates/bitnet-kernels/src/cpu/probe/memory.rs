@@ -30,7 +30,7 @@ pub enum Pages {
 
 /// A way of reading a piece of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Walk {
+pub enum Walk {
     /// One stream; fetching ahead is left to the hardware.
     Plain,
     /// Four streams, a quarter of the piece each; fetching ahead is left to the hardware.
@@ -42,9 +42,14 @@ pub(crate) enum Walk {
 }
 
 impl Walk {
-    const ALL: [Self; 4] = [Self::Plain, Self::Four, Self::FourPages, Self::Lines];
+    /// All that differ on this architecture.
+    pub const ALL: &[Self] = match cfg!(target_arch = "x86_64") {
+        true => &[Self::Plain, Self::Four, Self::FourPages, Self::Lines],
+        false => &[Self::Plain],
+    };
 
-    fn name(self) -> &'static str {
+    /// A few words for it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "one stream",
             Self::Four => "four streams",
@@ -58,7 +63,7 @@ impl Walk {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reads {
     /// The way of reading that was the fastest.
-    pub walk: &'static str,
+    pub walk: Walk,
     /// Bytes per second of its turns.
     pub rates: Vec<f64>,
 }
@@ -154,13 +159,12 @@ impl ReadProbe {
         Ok(Self { memory, isa: widest() })
     }
 
-    /// Bytes per second of each turn through the buffer, for as long as `time` says and at least three turns of each way of
-    /// reading; those of the way with the best median.
+    /// Bytes per second of each turn of the threads of `pool` through the buffer, for as long as `time` says and at least three
+    /// turns of each of `ways`; those of the way with the best median.
     ///
-    /// # Errors
-    /// If the system refuses a thread.
-    pub fn measure(&self, threads: usize, time: Duration) -> std::io::Result<Reads> {
-        let pool = ThreadPool::new(threads)?;
+    /// # Panics
+    /// If there are no ways.
+    pub fn measure(&self, pool: &ThreadPool, ways: &[Walk], time: Duration) -> Reads {
         let pieces = self.memory.chunks(BYTES_AT_ONCE).map(|piece| piece.as_chunks::<64>().0);
         let mut pieces: Vec<&[[u8; 64]]> = pieces.collect();
         let mut turn = |way| {
@@ -168,8 +172,7 @@ impl ReadProbe {
             pool.for_each(items(&mut pieces), |_, lines| walk(self.isa, way, lines));
             self.memory.len() as f64 / begin.elapsed().as_secs_f64()
         };
-        turn(Walk::Plain); // wakes the threads
-        let ways = if cfg!(target_arch = "x86_64") { &Walk::ALL[..] } else { &Walk::ALL[..1] };
+        turn(ways[0]); // wakes the threads
         let mut rates = vec![Vec::new(); ways.len()];
         let begin = Instant::now();
         while rates[0].len() < 3 || begin.elapsed() < time {
@@ -177,7 +180,7 @@ impl ReadProbe {
         }
         let best = (0..ways.len()).max_by(|&a, &b| median(&rates[a]).total_cmp(&median(&rates[b])));
         let best = best.expect("there is at least one way");
-        Ok(Reads { walk: ways[best].name(), rates: rates.swap_remove(best) })
+        Reads { walk: ways[best], rates: rates.swap_remove(best) }
     }
 }
 
@@ -195,7 +198,8 @@ mod tests {
     fn a_buffer_in_cache_is_read_no_faster_than_a_processor_can() {
         for pages in [Pages::Huge, Pages::Small] {
             let probe = ReadProbe::new(64 << 10, pages).unwrap();
-            let reads = probe.measure(1, Duration::from_millis(5)).unwrap();
+            let pool = ThreadPool::new(1).unwrap();
+            let reads = probe.measure(&pool, Walk::ALL, Duration::from_millis(5));
             let best = reads.rates.into_iter().fold(0.0, f64::max);
             // 64 bytes twice a cycle at 6 GHz is more than any processor does; a loop that was optimized away shows more.
             assert!(best > 1e8 && best < 768e9, "{best:e} bytes/s");
@@ -206,7 +210,7 @@ mod tests {
     fn every_way_of_reading_takes_pieces_of_any_length() {
         let words: Vec<u64> = (0..2048).collect();
         for &isa in Isa::available() {
-            for way in Walk::ALL {
+            for &way in Walk::ALL {
                 for lines in [0, 1, 3, 63, 64, 65, 200, 256] {
                     walk(isa, way, &words.as_chunks::<8>().0[..lines]);
                 }
