@@ -24,7 +24,7 @@ pub enum Command {
     Info(info::InfoArgs),
     Inspect(inspect::InspectArgs),
     #[command(visible_alias = "bench")]
-    Benchmark(benchmark::BenchmarkArgs),
+    Benchmark(Box<benchmark::BenchmarkArgs>),
     Perplexity(Box<perplexity::PerplexityArgs>),
     Synth(synth::SynthArgs),
     Completions(completions::CompletionsArgs),
