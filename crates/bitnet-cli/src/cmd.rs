@@ -25,7 +25,7 @@ pub enum Command {
     Info(info::InfoArgs),
     Inspect(inspect::InspectArgs),
     #[command(visible_alias = "bench")]
-    Benchmark(benchmark::BenchmarkArgs),
+    Benchmark(Box<benchmark::BenchmarkArgs>),
     Perplexity(Box<perplexity::PerplexityArgs>),
     Cache(cache::CacheCommandArgs),
     Synth(synth::SynthArgs),

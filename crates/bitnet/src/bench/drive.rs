@@ -149,6 +149,9 @@ fn collect(events: &Receiver<Event>) -> Result<Timed, Error> {
     }
 }
 
+/// Tokens per second of each measurement, and the probes around it.
+pub(super) type Samples = Vec<(f64, Around)>;
+
 /// Tokens per second of all sequences together in each counted window with what `probe` found on both sides of it, and the
 /// tokens of the first sequence. The engine stands still between windows.
 pub(super) fn windows(
@@ -156,7 +159,7 @@ pub(super) fn windows(
     prompts: Vec<Vec<u32>>,
     windows: &Windows,
     probe: &mut dyn FnMut() -> Result<Probe, Error>,
-) -> Result<(Vec<(f64, Around)>, Vec<u32>), Error> {
+) -> Result<(Samples, Vec<u32>), Error> {
     let (sequences, limits) = (prompts.len(), engine.limits());
     let stepwise = engine.stepwise()?;
     let tokens = 1 + windows.total() + windows.lead(sequences, limits.max_batch_tokens);

@@ -12,7 +12,7 @@ use bitnet_model::kv::page_bytes;
 
 use super::advice::Advice;
 use super::bytes::{self, TokenBytes, TokenProducts};
-use super::drive::{self, Windows};
+use super::drive::{self, Samples, Windows};
 use super::line::{Line, Measured};
 use super::machine::Machine;
 use super::plan::{self, prompt_ids};
@@ -331,7 +331,6 @@ impl Shape {
     }
 }
 
-type Samples = Vec<(f64, Around)>;
 type TakeProbe<'a> = dyn FnMut() -> Result<Probe, Error> + 'a;
 
 /// Prompt tokens per second until the first answer's token, with probes between prompts.
