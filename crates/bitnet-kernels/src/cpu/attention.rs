@@ -14,6 +14,11 @@ use super::{CpuBackend, Matrix, WorkerScratch};
 use crate::backend::Span;
 use crate::kv::{BLOCK, KvLayer, KvPart, KvShape, KvType, PAGE};
 use crate::scalar::attention::{CHUNK, Dots, Partials, Quad, Row, TOGETHER, Weights};
+#[cfg(not(target_arch = "x86_64"))]
+use portable as tier;
+
+#[cfg(not(target_arch = "x86_64"))]
+mod portable;
 
 /// Tokens whose queries attend together; tiles begin at multiples of it, so that the tokens of a tile see the same chunks.
 const TILE: usize = 16;
@@ -485,71 +490,6 @@ fn attend_chunks(
         plan.item(kv, spans, index).finish(backend.isa, all, &mut out);
     });
     plan.partials = partials;
-}
-
-/// Where there are no loops for tiers: the portable ones, which use the vectors that the whole build may use.
-#[cfg(not(target_arch = "x86_64"))]
-mod tier {
-    use super::*;
-    use crate::scalar::attention::{self as portable, Form};
-
-    pub fn form(_: Isa) -> Form {
-        Form::Pairs
-    }
-
-    pub fn read_keys(isa: Isa, part: KvPart<'_>, blocks: usize, _: &[u8], out: &mut [f32]) {
-        isa.read_keys(part, blocks, out);
-    }
-
-    pub fn read_values(
-        isa: Isa,
-        part: KvPart<'_>,
-        positions: usize,
-        stride: usize,
-        _: &[u8],
-        out: &mut [f32],
-    ) {
-        isa.read_values(part, positions, stride, out);
-    }
-
-    pub fn announce(_: &[u8]) {} // processors without loops of their own are left to their own prefetching
-
-    pub fn score(_: Isa, q: &[[f32; TOGETHER]], keys: &[f32], column: usize, scores: &mut [Row]) {
-        portable::score(q, keys, column, scores);
-    }
-
-    pub fn weigh(
-        _: Isa,
-        weights: &[Row],
-        column: usize,
-        values: &[f32],
-        stride: usize,
-        out: &mut [f32],
-    ) {
-        portable::weigh(weights, column, values, stride, out);
-    }
-
-    pub fn score_int8(
-        _: Isa,
-        q: &[[Quad; TOGETHER]],
-        keys: &[u8],
-        _: &[u8],
-        column: usize,
-        dots: &mut [Dots],
-    ) {
-        portable::score_int8(q, keys, column, dots);
-    }
-
-    pub fn weigh_int8(
-        _: Isa,
-        weights: &[Weights],
-        pages: &[&[u8]],
-        _: &[&[u8]],
-        positions: usize,
-        out: &mut [i32],
-    ) {
-        portable::weigh_int8(weights, pages, positions, out);
-    }
 }
 
 #[cfg(test)]
