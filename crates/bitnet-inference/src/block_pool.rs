@@ -220,13 +220,6 @@ impl BlockPool {
             EvictionStrategy::Fifo => (chain.first, u64::MAX - chain.number),
         })
     }
-
-    /// Frees all pages that are only kept. Returns how many these were.
-    pub fn forget(&mut self) -> usize {
-        let freed: Vec<u32> = std::iter::from_fn(|| self.evict()).collect();
-        self.free.extend(freed.iter().rev());
-        freed.len()
-    }
 }
 
 #[cfg(test)]
@@ -334,17 +327,6 @@ mod tests {
         check_order(EvictionStrategy::Lfu, &[3, 3, 1], [2, 1, 4, 3]);
         check_order(EvictionStrategy::Lfu, &[3, 1], [4, 3, 2, 1]);
         check_order(EvictionStrategy::Fifo, &[1, 1], [2, 1, 4, 3]);
-    }
-
-    #[test]
-    fn what_is_only_kept_can_be_forgotten() {
-        let mut pool = pool(4);
-        keep(&mut pool, &[1, 2, 3]);
-        let held = pool.take().unwrap();
-        assert_eq!(pool.forget(), 3);
-        assert_eq!((pool.available(), pool.kept(), find(&pool, &[1])), (3, 0, vec![]));
-        pool.release(held);
-        assert_eq!(pool.available(), pool.total());
     }
 
     #[test]

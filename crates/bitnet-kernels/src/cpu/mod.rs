@@ -103,6 +103,12 @@ impl Matrix {
     }
 }
 
+/// Puts the runs of a step's tokens in place of what is in `tokens`.
+fn fill_runs(tokens: &mut Vec<Range<usize>>, x: &Matrix) {
+    tokens.clear();
+    tokens.extend(runs(x.rows(), x.cols));
+}
+
 /// Working memory of the operations.
 #[derive(Default)]
 pub struct CpuScratch {
@@ -304,8 +310,7 @@ impl Backend for CpuBackend {
     ) {
         let CpuScratch { input, workers, runs: tokens, .. } = scratch;
         let input = input.prepare(self.isa, &self.pool, workers, x, Some(norm));
-        tokens.clear();
-        tokens.extend(runs(x.rows(), x.cols));
+        fill_runs(tokens, x);
         projection::project(self, workers, &input, tokens, &projection, q, kv);
     }
 
@@ -320,8 +325,7 @@ impl Backend for CpuBackend {
         let CpuScratch { input, workers, runs: tokens, .. } = scratch;
         let input = input.prepare(self.isa, &self.pool, workers, x, norm);
         let width = w.packed.rows();
-        tokens.clear();
-        tokens.extend(runs(x.rows(), x.cols));
+        fill_runs(tokens, x);
         let parts = cells(&mut y.data, width, tokens, self.stripe_width(width));
         self.pool.for_each_with(workers, parts, |worker, _, mut stripe| {
             let WorkerScratch { input: own, products: [products, _], row, .. } = worker;
@@ -350,8 +354,7 @@ impl Backend for CpuBackend {
         let input = input.prepare(self.isa, &self.pool, workers, x, Some(norm));
         let width = weights.gate.packed.rows();
         out.resize(x.rows(), width);
-        tokens.clear();
-        tokens.extend(runs(x.rows(), x.cols));
+        fill_runs(tokens, x);
         let parts = cells(&mut out.data, width, tokens, self.stripe_width(width));
         self.pool.for_each_with(workers, parts, |worker, _, mut stripe| {
             let WorkerScratch { input: own, products, row, .. } = worker;
