@@ -159,7 +159,7 @@ impl BitNetModel {
         };
         let max_new_tokens = config.max_new_tokens;
         let work = Work::Generate { sampling, max_new_tokens, stop_ids };
-        let events = self.0.engine.submit(Request { ids: ids.clone(), work })?;
+        let events = self.0.engine.submit(Request::new(ids.clone(), work))?;
         let decoder = prompt.decoder(&self.0.tokenizer);
         let stop = config.stop.clone();
         Ok(GenerationStream::new(Generation::new(events, decoder, stop, ids, submitted)))
