@@ -222,9 +222,11 @@ impl Step {
         clients: &HashMap<SeqId, Client>,
     ) {
         self.drawn.clear();
-        let mut rows = (0..logits.len()).map(|row| logits.row(row));
+        let mut next = 0;
         for entry in &self.plan.entries {
-            let rows = rows.by_ref().take(entry.outputs.len());
+            // Of the rows of a draft, those after the first that was wrong are left.
+            let rows = (next..next + entry.outputs.len()).map(|row| logits.row(row));
+            next += entry.outputs.len();
             let sequence = scheduler.running_mut(entry.id).expect("plans name running sequences");
             let tokens = sequence.tokens.len();
             let drawn = match &sequence.task {

@@ -149,6 +149,28 @@ fn drafts_change_the_number_of_steps_and_not_the_answer() {
 }
 
 #[test]
+fn drafts_of_several_answers_at_once_change_none_of_them() {
+    let engine = spawn(load(TINY, cpu()), &exact()).unwrap();
+    let request = |index: u32| {
+        let (sampling_strategy, seed) = (SamplingStrategy::Temperature, Some(index.into()));
+        let draft = DraftStrategy::Ngram;
+        let config = GenerationConfig {
+            sampling_strategy,
+            temperature: 0.5,
+            seed,
+            draft,
+            ..Default::default()
+        };
+        let sampling = config.sampling().unwrap();
+        let work = Work::Generate { sampling, max_new_tokens: 60, stop_ids: vec![] };
+        Request { ids: [5, 6, 7, index].repeat(8), work }
+    };
+    let alone: Vec<_> = (0..6).map(|i| tokens(&engine.submit(request(i)).unwrap())).collect();
+    let running: Vec<_> = (0..6).map(|i| engine.submit(request(i)).unwrap()).collect();
+    assert_eq!(running.iter().map(tokens).collect::<Vec<_>>(), alone);
+}
+
+#[test]
 fn the_last_clone_of_the_handle_ends_the_engine_after_its_work() {
     let model = load(TINY, cpu());
     let weak: Weak<_> = Arc::downgrade(&model);
