@@ -123,9 +123,11 @@ fn hint(error: &anyhow::Error) -> Option<String> {
 fn flag(field: &str) -> String {
     match field {
         "max_seq_len" => "-c/--ctx-size".to_owned(),
-        "max_new_tokens" => "-n/--max-tokens".to_owned(),
+        "max_new_tokens" | "generated_tokens" => "-n/--max-tokens".to_owned(),
         "repetition_penalty" => "--repeat-penalty".to_owned(),
         "window" => "--ctx".to_owned(),
+        "text" => "-f/--file".to_owned(),
+        "batches" => "--batch".to_owned(),
         "use_mmap" => "--no-mmap".to_owned(),
         "lock_memory" => "--mlock".to_owned(),
         _ => format!("--{}", field.replace('_', "-")),

@@ -137,7 +137,8 @@ fn options_that_contradict_each_other_are_refused_with_the_reason() {
 #[test]
 fn hints_name_flags_that_there_are() {
     let heldout = testdata("demo-model/heldout.txt");
-    let table: [(&[&str], &str); 5] = [
+    let table: [(&[&str], &str); 6] = [
+        (&["benchmark", "-p", "0", "-n", "0"], "-n/--max-tokens"),
         (&["run", "-p", "x", "--load", "lazy", "--no-mmap"], "--no-mmap"),
         (&["run", "-p", "x", "--load", "lazy", "--mlock"], "--mlock"),
         (&["run", "-p", "x", "-c", "1"], "by 1 token, or raise -c/--ctx-size"),
