@@ -36,8 +36,10 @@ fn all_levels_and_thread_counts_give_what_the_scalar_code_gives() {
     for case in &report.cases {
         assert!(!matches!(case.outcome, Outcome::Wrong { .. }), "{case:?}");
     }
+    let loaded = measurements(&report)[0].load_seconds;
     for found in measurements(&report) {
         assert_eq!(found.outputs, report.oracles[0].outputs);
+        assert_eq!(found.load_seconds, loaded, "all cases have the same weights");
         assert_eq!(found.lines.len(), 2);
         for line in &found.lines {
             assert_eq!(line.rate.samples.len(), 2);
