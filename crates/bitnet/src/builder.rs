@@ -40,6 +40,7 @@ pub struct ModelBuilder {
     config: ModelConfig,
     inference: InferenceConfig,
     progress: Progress,
+    fused: bool,
     #[cfg(feature = "hub")]
     hub: Option<HubConfig>,
 }
@@ -128,6 +129,7 @@ impl ModelBuilder {
             config: ModelConfig::default(),
             inference: InferenceConfig::default(),
             progress: Box::new(|_| {}),
+            fused: true,
             #[cfg(feature = "hub")]
             hub: None,
         }
@@ -171,6 +173,11 @@ impl ModelBuilder {
     #[cfg(feature = "hub")]
     pub fn with_hub(self, hub: HubConfig) -> Self {
         Self { hub: Some(hub), ..self }
+    }
+
+    /// Computes in passes that the engine does not take otherwise; see [`CpuBackend::unfused`].
+    pub(crate) fn unfused(self) -> Self {
+        Self { fused: false, ..self }
     }
 
     /// What is in the model's files, without loading it.
@@ -244,6 +251,7 @@ impl ModelBuilder {
         let threads = plan.threads();
         let backend = CpuBackend::with_plan(isa, plan)
             .map_err(|source| Error::Threads { threads, source })?;
+        let backend = if self.fused { backend } else { backend.unfused() };
         let backend = Arc::new(self.with_packing(backend, ternary_weights(&arch)));
         let (model, packed_cache) = self.weights(&checkpoint, &backend, threads, begin, kept)?;
         let (head, ternary_bytes) = (model.head_record(), model.ternary_bytes());

@@ -35,15 +35,17 @@ fn matrix(cols: usize, data: Vec<f32>) -> Matrix {
 
 fn backends() -> impl Iterator<Item = CpuBackend> {
     let variants = [
-        (1, Packing::TwoBits),
-        (2, Packing::FiveTrits),
-        (3, Packing::TwoBits),
-        (3, Packing::FiveTrits),
+        (1, Packing::TwoBits, true),
+        (2, Packing::FiveTrits, true),
+        (3, Packing::TwoBits, true),
+        (3, Packing::FiveTrits, true),
+        (3, Packing::TwoBits, false),
     ];
     Isa::available().iter().flat_map(move |&isa| {
-        variants.map(|(threads, packing)| {
-            CpuBackend::with_pool(isa, ThreadPool::new(threads).unwrap())
-                .with_packing(PackingChoice::Fixed(packing))
+        variants.map(|(threads, packing, fused)| {
+            let backend = CpuBackend::with_pool(isa, ThreadPool::new(threads).unwrap())
+                .with_packing(PackingChoice::Fixed(packing));
+            if fused { backend } else { backend.unfused() }
         })
     })
 }

@@ -187,6 +187,7 @@ impl Bench<'_> {
             threads: 1,
             simd_level: Isa::Scalar.name().to_owned(),
             packing: Some(Packing::TwoBits),
+            fused: true,
             ..setup.clone()
         };
         let (model, _) = self.load(&scalar)?;
@@ -203,6 +204,7 @@ impl Bench<'_> {
     fn load(&mut self, setup: &Setup) -> Result<(BitNetModel, Duration), Error> {
         let config = setup.config(self.model);
         let builder = (self.open)().with_config(config.clone());
+        let builder = if setup.fused { builder } else { builder.unfused() };
         let checkpoint = builder.checkpoint()?;
         let arch = checkpoint.config();
         let context = match config.max_seq_len {
@@ -212,7 +214,8 @@ impl Bench<'_> {
         plan::check_context(self.config, context)?;
         let bytes_per_token = page_bytes(arch, setup.kv_dtype) / PAGE;
         let room: InferenceConfig = plan::room(self.config, context, bytes_per_token);
-        let model = builder.with_inference_config(room).load_sharing(&mut self.kept)?;
+        let builder = builder.with_inference_config(room);
+        let model = builder.load_sharing(&mut self.kept)?;
         let weights = self.kept.as_ref().expect("a model that was loaded is kept");
         Ok((model, weights.load_time))
     }
