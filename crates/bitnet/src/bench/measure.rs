@@ -215,7 +215,7 @@ impl Bench<'_> {
         let bytes_per_token = page_bytes(arch, setup.kv_dtype) / PAGE;
         let room: InferenceConfig = plan::room(self.config, context, bytes_per_token);
         let builder = builder.with_inference_config(room);
-        let model = builder.load_sharing(&mut self.kept)?;
+        let model = super::held(builder.load_sharing(&mut self.kept)?)?;
         let weights = self.kept.as_ref().expect("a model that was loaded is kept");
         Ok((model, weights.load_time))
     }

@@ -119,10 +119,10 @@ pub fn run(
             };
             let config = ModelConfig { threads, ..model.clone() };
             let builder = open().with_config(config).with_inference_config(inference);
-            match engine {
-                0 => builder.load_sharing(&mut kept),
-                _ => builder.load(), // as a process of its own would have it
-            }
+            super::held(match engine {
+                0 => builder.load_sharing(&mut kept)?,
+                _ => builder.load()?, // as a process of its own would have it
+            })
         };
         let models = (0..engines).map(load).collect::<Result<Vec<_>, _>>()?;
         steps.next(format!("{way}: {engines} × {threads} threads"));

@@ -153,6 +153,20 @@ fn more_threads_than_processors_are_flagged() {
     assert_eq!(flags, [false, report.machine.processors < 99]);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_was_to_be_locked_is_or_nothing_is_measured() {
+    let model = ModelConfig { lock_memory: true, ..ModelConfig::default() };
+    let config = BenchConfig { prompt_tokens: 0, threads: vec![1], ..quick() };
+    let result = run(&BitNetModel::demo, &model, &config, &mut |_| ());
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+    match result {
+        Ok(_) => assert_ne!(locked.trim(), "0 kB"),
+        Err(error) => assert!(matches!(error, Error::Lock(_)) && error.help().is_some(), "{error}"),
+    }
+}
+
 #[test]
 fn settings_that_measure_nothing_are_refused() {
     for config in [
