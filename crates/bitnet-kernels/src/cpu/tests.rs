@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::dense::DenseType;
 use crate::kv::{BLOCK, KvType, PAGE};
+use crate::logits::LogitRow;
 use crate::scalar::elementwise::{Activation, activate};
+use crate::scalar::head::peak;
 use crate::scalar::kv::{read_keys, read_values, store_row};
 use crate::scalar::norm;
 use crate::scalar::rope::{RopeTable, rotate};
@@ -260,6 +262,13 @@ fn logits_are_the_normed_rows_times_the_head() {
                 &backend.upload_head(head.clone(), form, &|_| {}).unwrap(),
                 &mut out,
             );
+            for row in 0..out.len() {
+                if let LogitRow::Peaked { logits, peaks, width } = out.row(row) {
+                    assert_eq!(peaks, logits.chunks(width).map(peak).collect::<Vec<_>>());
+                } else {
+                    assert_eq!(form, HeadType::File);
+                }
+            }
             let out = out.whole();
             assert_eq!(out.len(), expected.len());
             for (found, expected) in out.iter().zip(&expected) {
