@@ -104,7 +104,8 @@ impl Sampler {
             }
         };
         let place = match self.params.temperature == 0.0 {
-            true => greedy(logits),
+            true if self.params.has_penalties() => greedy(logits),
+            true => greatest(row),
             false => self.sample(logits),
         };
         self.logits = penalized;
@@ -168,6 +169,11 @@ const CHUNK: usize = 64;
 
 /// Refuses NaN and plus infinity.
 fn check(row: LogitRow<'_>) -> Result<(), SampleError> {
+    if let LogitRow::Peaked { peaks, .. } = row
+        && !peaks.iter().any(|peak| peak.is_nan())
+    {
+        return Ok(());
+    }
     let bad = |x: f32| !x.is_finite() && x != f32::NEG_INFINITY;
     for (first, chunk) in (0..).step_by(CHUNK).zip(row.logits().chunks(CHUNK)) {
         if chunk.iter().fold(false, |any, &x| any | bad(x)) {
@@ -189,6 +195,14 @@ fn max(logits: &[f32]) -> f32 {
         }
     }
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
+}
+
+/// The place of a row's largest logit, the first of equals.
+fn greatest(row: LogitRow<'_>) -> Option<usize> {
+    let LogitRow::Peaked { logits, peaks, width } = row else { return greedy(row.logits()) };
+    let first = greedy(peaks)? * width; // of equal peaks the first, which has the first of equal logits
+    let some = &logits[first..logits.len().min(first + width)];
+    greedy(some).map(|place| first + place)
 }
 
 /// The place of the largest logit, the first of equals.

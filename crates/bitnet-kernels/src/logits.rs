@@ -66,6 +66,9 @@ pub struct Logits {
     vocab_size: usize,
     /// The rows that are whole, one after the other.
     whole: Vec<f32>,
+    /// The [`peak`](crate::scalar::head::peak) of each `peak_width` logits of these, the last of a row of fewer; empty where nobody looked.
+    peaks: Vec<f32>,
+    peak_width: usize,
     /// Ids and logits of all others.
     ids: Vec<u32>,
     some: Vec<f32>,
@@ -86,6 +89,15 @@ enum Place {
 pub enum LogitRow<'a> {
     /// All, `[vocab_size]`.
     All(&'a [f32]),
+    /// All, and the [`peak`](crate::scalar::head::peak) of each `width` of them, which spares looking at most.
+    Peaked {
+        /// `[vocab_size]`.
+        logits: &'a [f32],
+        /// One for each `width` logits, the last of which may be fewer.
+        peaks: &'a [f32],
+        /// How many.
+        width: usize,
+    },
     /// What was [`Wanted`], and maybe more.
     Some {
         /// In ascending order.
@@ -99,14 +111,14 @@ impl<'a> LogitRow<'a> {
     /// The logits that there are.
     pub fn logits(self) -> &'a [f32] {
         match self {
-            Self::All(logits) | Self::Some { logits, .. } => logits,
+            Self::All(logits) | Self::Peaked { logits, .. } | Self::Some { logits, .. } => logits,
         }
     }
 
     /// The id of a logit, by its place.
     pub fn id(self, place: usize) -> u32 {
         match self {
-            Self::All(_) => place as u32,
+            Self::All(_) | Self::Peaked { .. } => place as u32,
             Self::Some { ids, .. } => ids[place],
         }
     }
@@ -114,7 +126,9 @@ impl<'a> LogitRow<'a> {
     /// The place of an id's logit, if it is there.
     pub fn place(self, id: u32) -> Option<usize> {
         match self {
-            Self::All(logits) => Some(id as usize).filter(|&id| id < logits.len()),
+            Self::All(logits) | Self::Peaked { logits, .. } => {
+                Some(id as usize).filter(|&id| id < logits.len())
+            }
             Self::Some { ids, .. } => ids.binary_search(&id).ok(),
         }
     }
@@ -145,7 +159,12 @@ impl Logits {
     pub fn row(&self, row: usize) -> LogitRow<'_> {
         match &self.rows[row] {
             Place::Whole(row) => {
-                LogitRow::All(&self.whole[row * self.vocab_size..][..self.vocab_size])
+                let logits = &self.whole[row * self.vocab_size..][..self.vocab_size];
+                if self.peaks.is_empty() {
+                    return LogitRow::All(logits);
+                }
+                let (width, count) = (self.peak_width, self.vocab_size.div_ceil(self.peak_width));
+                LogitRow::Peaked { logits, peaks: &self.peaks[row * count..][..count], width }
             }
             Place::Some(range) => {
                 LogitRow::Some { ids: &self.ids[range.clone()], logits: &self.some[range.clone()] }
@@ -178,6 +197,7 @@ impl Logits {
         self.rows.clear();
         self.ids.clear();
         self.some.clear();
+        self.peaks.clear();
         self.whole.clear();
         self.whole.resize(count * vocab_size, 0.0);
         &mut self.whole
@@ -193,6 +213,19 @@ impl Logits {
         self.reset(vocab_size, rows);
         self.rows.extend((0..rows).map(Place::Whole));
         &mut self.whole
+    }
+
+    /// As [`Self::reset_whole`], with room for the [`peak`](crate::scalar::head::peak) of each `width` logits of a row, to be filled as well.
+    pub(crate) fn reset_peaked(
+        &mut self,
+        rows: usize,
+        vocab_size: usize,
+        width: usize,
+    ) -> (&mut [f32], &mut [f32]) {
+        self.reset_whole(rows, vocab_size);
+        self.peak_width = width;
+        self.peaks.resize(rows * vocab_size.div_ceil(width), 0.0);
+        (&mut self.whole, &mut self.peaks)
     }
 }
 
@@ -219,6 +252,16 @@ mod tests {
 
     #[test]
     fn rows_of_either_kind_know_their_ids() {
+        let mut logits = Logits::default();
+        let (whole, peaks) = logits.reset_peaked(2, 5, 2);
+        (0..10).for_each(|i| whole[i] = i as f32);
+        peaks.copy_from_slice(&[1.0, 3.0, 4.0, 6.0, 8.0, 9.0]);
+        let [first, second] = [0, 1].map(|row| logits.row(row));
+        let expected = [5.0, 6.0, 7.0, 8.0, 9.0];
+        let row = LogitRow::Peaked { logits: &expected, peaks: &[6.0, 8.0, 9.0], width: 2 };
+        assert_eq!(second, row);
+        assert_eq!((first.place(4), first.place(5), first.id(3)), (Some(4), None, 3));
+
         let mut logits = Logits::from_whole(vec![1.0, 2.0, 3.0, 4.0], 2);
         logits.push_some(&[3, 7, 9], &[0.5, 0.1, 0.2]);
         assert_eq!((logits.len(), logits.row(1)), (3, LogitRow::All(&[3.0, 4.0])));

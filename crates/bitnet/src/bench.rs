@@ -33,6 +33,10 @@ use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::KvType;
 
+use crate::error::Error;
+use crate::lock::MemoryLock;
+use crate::model::BitNetModel;
+
 pub use advice::{Advice, Choice};
 pub use bytes::{TokenBytes, TokenProducts};
 pub use line::{Figure, Limit, Line};
@@ -121,12 +125,16 @@ impl<'a> Steps<'a> {
     }
 }
 
+/// A model to be measured. If its memory was to be locked and is not, figures would be those of something else.
+fn held(model: BitNetModel) -> Result<BitNetModel, Error> {
+    match &model.info().memory_lock {
+        MemoryLock::Refused(refused) => Err(refused.clone().into()),
+        MemoryLock::Locked | MemoryLock::NotAsked => Ok(model),
+    }
+}
+
 /// A setting that measures nothing, or that the model cannot have.
-fn invalid(
-    field: &'static str,
-    found: impl ToString,
-    expected: impl Into<String>,
-) -> crate::error::Error {
+fn invalid(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Error {
     let (found, expected) = (found.to_string(), expected.into());
     bitnet_inference::InvalidConfig { field, found, expected }.into()
 }

@@ -4,18 +4,20 @@ use std::future::{Future, IntoFuture};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bitnet_inference::config::Limits;
 use bitnet_inference::{EngineConfig, InferenceConfig, spawn};
 use bitnet_kernels::cpu::isa::Isa;
+use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::cpu::packing::{PackingChoice, PackingReason};
 use bitnet_kernels::cpu::plan::ThreadPlan;
 use bitnet_kernels::cpu::topology::Topology;
 use bitnet_kernels::cpu::{CpuBackend, affinity};
 use bitnet_kernels::device::Device;
+use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::PAGE;
-use bitnet_model::decoder::{CacheUse, LoadOptions, LoadProgress, Model};
+use bitnet_model::decoder::{CacheUse, LoadOptions, LoadProgress, Model, Place};
 use bitnet_model::format::{Checkpoint, TokenizerSource};
 #[cfg(feature = "hub")]
 use bitnet_model::hub::{Hub, HubConfig, HubError, HubId};
@@ -38,6 +40,7 @@ pub struct ModelBuilder {
     config: ModelConfig,
     inference: InferenceConfig,
     progress: Progress,
+    fused: bool,
     #[cfg(feature = "hub")]
     hub: Option<HubConfig>,
 }
@@ -46,6 +49,23 @@ enum Source {
     Path(PathBuf),
     #[cfg(feature = "demo-model")]
     Demo,
+}
+
+/// A loaded model's weights, for another engine that wants them as they lie in memory.
+pub(crate) struct Kept {
+    lies: Lies,
+    model: Arc<Model<CpuBackend>>,
+    packed_cache: CacheUse,
+    /// How long it took to load them, with all else.
+    pub load_time: Duration,
+}
+
+/// How weights lie in memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Lies {
+    packing: Packing,
+    head: HeadType,
+    place: Place,
 }
 
 /// What turned out while loading.
@@ -109,6 +129,7 @@ impl ModelBuilder {
             config: ModelConfig::default(),
             inference: InferenceConfig::default(),
             progress: Box::new(|_| {}),
+            fused: true,
             #[cfg(feature = "hub")]
             hub: None,
         }
@@ -154,6 +175,11 @@ impl ModelBuilder {
         Self { hub: Some(hub), ..self }
     }
 
+    /// Computes in passes that the engine does not take otherwise; see [`CpuBackend::unfused`].
+    pub(crate) fn unfused(self) -> Self {
+        Self { fused: false, ..self }
+    }
+
     /// What is in the model's files, without loading it.
     pub(crate) fn checkpoint(&self) -> Result<Checkpoint, Error> {
         self.source.open(&self.config)
@@ -175,15 +201,21 @@ impl ModelBuilder {
     }
 
     /// Loads the model, with as many threads as it will compute with.
+    pub fn load(self) -> Result<BitNetModel, Error> {
+        self.load_sharing(&mut None)
+    }
+
+    /// [`load`](Self::load) with the weights that are kept, if there are any and they lie as this model's would. If not, those that
+    /// are loaded take their place. They must be of the same files.
     #[cfg_attr(not(feature = "hub"), expect(unused_mut, reason = "a name on the hub is replaced"))]
-    pub fn load(mut self) -> Result<BitNetModel, Error> {
+    pub(crate) fn load_sharing(mut self, kept: &mut Option<Kept>) -> Result<BitNetModel, Error> {
         let begin = Instant::now();
         #[cfg(feature = "hub")]
         self.resolve()?;
         let plan = self.config.thread_plan()?;
         let cpus = plan.placement.cpus();
         if cpus.is_empty() {
-            return self.load_with(&plan, begin);
+            return self.load_with(&plan, begin, kept);
         }
         // Threads start where the one is that starts them: so all work of loading is done on these processors, and memory
         // is taken from their nodes.
@@ -191,7 +223,7 @@ impl ModelBuilder {
         std::thread::scope(|scope| {
             let load = || {
                 affinity::bind(&cpus).map_err(refused)?;
-                self.load_with(&plan, begin)
+                self.load_with(&plan, begin, kept)
             };
             let loading = std::thread::Builder::new().name("bitnet-load".into());
             let loading = loading.spawn_scoped(scope, load).map_err(refused)?;
@@ -199,7 +231,12 @@ impl ModelBuilder {
         })
     }
 
-    fn load_with(&self, plan: &ThreadPlan, begin: Instant) -> Result<BitNetModel, Error> {
+    fn load_with(
+        &self,
+        plan: &ThreadPlan,
+        begin: Instant,
+        kept: &mut Option<Kept>,
+    ) -> Result<BitNetModel, Error> {
         let device = self.config.device.resolve()?;
         let isa = self.config.simd_level.as_deref().map_or_else(|| Ok(Isa::best()), Isa::parse)?;
         let checkpoint = self.source.open(&self.config)?;
@@ -214,18 +251,11 @@ impl ModelBuilder {
         let threads = plan.threads();
         let backend = CpuBackend::with_plan(isa, plan)
             .map_err(|source| Error::Threads { threads, source })?;
+        let backend = if self.fused { backend } else { backend.unfused() };
         let backend = Arc::new(self.with_packing(backend, ternary_weights(&arch)));
-        let strategy = self.config.loading_strategy;
-        let cache = self.config.packed_cache.as_ref();
-        let place = self.config.place()?;
-        let options = LoadOptions { head: self.config.head, threads, cache, place };
-        let (model, packed_cache) =
-            Model::load_with(&checkpoint, Arc::clone(&backend), &options, &self.progress)?;
-        if strategy == LoadingStrategy::Preload {
-            checkpoint.bring_in("model.embed_tokens", threads);
-        }
+        let (model, packed_cache) = self.weights(&checkpoint, &backend, threads, begin, kept)?;
         let (head, ternary_bytes) = (model.head_record(), model.ternary_bytes());
-        let handle = spawn(Arc::new(model), &engine)?;
+        let handle = spawn(model, &engine)?;
         let memory_lock = match self.config.lock_memory {
             true => lock::lock(),
             false => MemoryLock::NotAsked,
@@ -242,6 +272,35 @@ impl ModelBuilder {
             "model loaded"
         );
         Ok(BitNetModel::new(handle, tokenizer, arch, info, head))
+    }
+
+    /// The model on this backend, with the weights that are kept or with others, which are kept from now on.
+    fn weights(
+        &self,
+        checkpoint: &Checkpoint,
+        backend: &Arc<CpuBackend>,
+        threads: usize,
+        begin: Instant,
+        kept: &mut Option<Kept>,
+    ) -> Result<(Arc<Model<CpuBackend>>, CacheUse), Error> {
+        let (head, place) = (self.config.head, self.config.place()?);
+        let lies = Lies { packing: backend.packing().packing, head, place };
+        if let Some(kept) = kept.as_mut().filter(|kept| kept.lies == lies) {
+            kept.model = Arc::new(kept.model.with_backend(Arc::clone(backend)));
+            return Ok((Arc::clone(&kept.model), kept.packed_cache.clone()));
+        }
+        *kept = None; // not both in memory at the same time
+        let cache = self.config.packed_cache.as_ref();
+        let options = LoadOptions { head, threads, cache, place };
+        let (model, packed_cache) =
+            Model::load_with(checkpoint, Arc::clone(backend), &options, &self.progress)?;
+        if self.config.loading_strategy == LoadingStrategy::Preload {
+            checkpoint.bring_in("model.embed_tokens", threads);
+        }
+        let (model, load_time) = (Arc::new(model), begin.elapsed());
+        let packed = packed_cache.clone();
+        *kept = Some(Kept { lies, model: Arc::clone(&model), packed_cache, load_time });
+        Ok((model, packed))
     }
 
     /// Packs weights as the configuration says, or in the way that is found to be faster here; a cache remembers which that was.
@@ -337,5 +396,39 @@ impl IntoFuture for ModelBuilder {
                 .map_err(|source| Error::Threads { threads: 1, source })?;
             receiver.recv().await.map_err(|_| Error::LoadingPanicked)?
         })
+    }
+}
+
+#[cfg(all(test, feature = "demo-model"))]
+mod tests {
+    use bitnet_kernels::kv::KvType;
+
+    use super::*;
+
+    #[test]
+    fn weights_are_packed_again_only_where_they_have_to_lie_otherwise() {
+        let base = ModelConfig {
+            threads: 1,
+            packing: Some(Packing::TwoBits),
+            head: HeadType::File,
+            ..ModelConfig::default()
+        };
+        let mut kept = None;
+        let mut packed = |config: ModelConfig| {
+            let threads = config.threads;
+            let model = BitNetModel::demo().with_config(config).load_sharing(&mut kept).unwrap();
+            let backend = Arc::clone(kept.as_ref().unwrap().model.backend());
+            assert_eq!(backend.threads(), threads);
+            (backend.matrices_packed() > 0, model.logits(&[1, 2, 3]).unwrap().data)
+        };
+        let (first, expected) = packed(base.clone());
+        assert!(first);
+        let scalar = Some("scalar".to_owned());
+        let again = packed(ModelConfig { threads: 2, simd_level: scalar, ..base.clone() });
+        assert!(again == (false, expected.clone()));
+        assert!(!packed(ModelConfig { kv_dtype: KvType::Int8, ..base.clone() }).0);
+        let five = packed(ModelConfig { packing: Some(Packing::FiveTrits), ..base.clone() });
+        assert!(five == (true, expected));
+        assert!(packed(ModelConfig { head: HeadType::Int8, ..base }).0);
     }
 }

@@ -9,6 +9,8 @@ use bitnet_kernels::device::DeviceError;
 use bitnet_model::error::LoadError;
 use bitnet_model::tokenizer::{ChatError, TokenizerError};
 
+use crate::lock::LockRefused;
+
 /// Why there is no model, or no answer; [`help`](Self::help) says what to try.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -65,6 +67,9 @@ pub enum Error {
     /// Compute threads cannot be placed as asked.
     #[error(transparent)]
     Placement(#[from] PlacementError),
+    /// Memory cannot be locked, where that is no matter of choice.
+    #[error(transparent)]
+    Lock(#[from] LockRefused),
     /// Loading broke off.
     #[error("a bug ended the loading; its message is on stderr")]
     LoadingPanicked,
@@ -98,6 +103,7 @@ impl Error {
                 Some("ask for fewer threads, or let the system place them".into())
             }
             Self::Placement(error) => Some(error.help().into()),
+            Self::Lock(error) => Some(error.help().into()),
             Self::Config(_) | Self::LoadingPanicked => None,
         }
     }

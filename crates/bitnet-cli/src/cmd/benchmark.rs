@@ -103,6 +103,10 @@ pub struct BenchmarkArgs {
     #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true)]
     #[arg(value_parser = numbers::whole(0..=MOST_ITERATIONS))]
     warmup: usize,
+    /// Keep weights and caches from being paged out; an error where the system does not allow it
+    #[arg(long)]
+    #[arg(conflicts_with_all = ["load", "kernel_bench"])]
+    mlock: bool,
     #[command(flatten)]
     mode: Mode,
     /// Print one JSON object
@@ -245,6 +249,7 @@ fn model_config(args: &BenchmarkArgs) -> ModelConfig {
         packing: args.packing.first().map_or(default.packing, |packing| packing.packing()),
         head: args.head.first().copied().unwrap_or(default.head),
         kv_dtype: args.kv_dtype.first().copied().unwrap_or(default.kv_dtype),
+        lock_memory: args.mlock,
         ..default
     }
 }

@@ -196,6 +196,8 @@ fn benchmarks_that_measure_nothing_are_refused() {
         "--load --iterations 0",
         "--load --ctx 5",
         "--load --kernel-bench",
+        "--mlock --kernel-bench",
+        "--mlock --load",
         "--modes --load",
         "--modes -n 0",
         "--phases --modes",

@@ -1,3 +1,5 @@
+use bitnet_kernels::scalar::head::peak;
+
 use super::*;
 use crate::request::{GenerationConfig, SamplingStrategy};
 
@@ -153,6 +155,9 @@ fn greedy_takes_the_lowest_id_of_equals() {
     let mut sampler = sampler(GenerationConfig::default());
     assert_eq!(sampler.draw(LogitRow::All(&[1.0, 5.0, -3.0, 5.0]), &[], 0), Ok(1));
     assert_eq!(sampler.draw(LogitRow::All(&[-1.0, f32::NEG_INFINITY, -1.0]), &[], 0), Ok(0));
+    let logits = [1.0, -3.0, 0.0, 5.0, 5.0];
+    let peaked = LogitRow::Peaked { logits: &logits, peaks: &[1.0, 5.0, 5.0], width: 2 };
+    assert_eq!(sampler.draw(peaked, &[], 0), Ok(3));
 }
 
 #[test]
@@ -204,8 +209,12 @@ fn logits_that_are_no_numbers_are_an_error() {
     for config in [GenerationConfig::default(), config()] {
         let mut sampler = sampler(config);
         for value in [f32::NAN, f32::INFINITY] {
-            let error = sampler.draw(LogitRow::All(&[0.0, value, 1.0]), &[], 0).unwrap_err();
-            assert_eq!(error.to_string(), format!("the model's logit of token 1 is {value}"));
+            let logits = [0.0, value, 1.0];
+            let peaked = LogitRow::Peaked { logits: &logits, peaks: &[f32::NAN, 1.0], width: 2 };
+            for row in [LogitRow::All(&logits), peaked] {
+                let error = sampler.draw(row, &[], 0).unwrap_err();
+                assert_eq!(error.to_string(), format!("the model's logit of token 1 is {value}"));
+            }
         }
         let nothing = sampler.draw(LogitRow::All(&[f32::NEG_INFINITY; 3]), &[], 0);
         assert_eq!(nothing, Err(SampleError::Nothing));
@@ -223,17 +232,23 @@ fn extreme_temperatures_are_no_panic() {
     }
 }
 
-/// Draws 20 times from all logits and from those wanted alone.
+/// Draws 20 times from all logits, from those wanted alone, and from all with their peaks.
 #[track_caller]
 fn check_wanted(config: &GenerationConfig, logits: &[f32], prompt: &[u32]) {
-    let mut samplers = [sampler(config.clone()), sampler(config.clone())];
+    let mut samplers = [0, 1, 2].map(|_| sampler(config.clone()));
     let mut tokens = prompt.to_vec();
     for _ in 0..20 {
         let ids = samplers[0].wanted(&tokens, &[], prompt.len(), &mut Vec::new()).of(logits);
         let some: Vec<f32> = ids.iter().map(|&id| logits[id as usize]).collect();
-        let rows = [LogitRow::All(logits), LogitRow::Some { ids: &ids, logits: &some }];
-        let [all, some] = [0, 1].map(|i| samplers[i].draw(rows[i], &tokens, prompt.len()).unwrap());
-        assert_eq!(all, some, "{config:?} after {tokens:?}");
+        let peaks: Vec<f32> = logits.chunks(33).map(peak).collect();
+        let rows = [
+            LogitRow::All(logits),
+            LogitRow::Some { ids: &ids, logits: &some },
+            LogitRow::Peaked { logits, peaks: &peaks, width: 33 },
+        ];
+        let mut draw = |i: usize| samplers[i].draw(rows[i], &tokens, prompt.len()).unwrap();
+        let [all, some, peaked] = [0, 1, 2].map(&mut draw);
+        assert_eq!((all, all), (some, peaked), "{config:?} after {tokens:?}");
         tokens.push(all);
     }
 }

@@ -59,6 +59,8 @@ macro_rules! float_operations {
             fn gate(activation: Activation, up: &[f32], gate: &mut [f32]) -> () = elementwise;
             /// See [`crate::scalar::head::quantize_head_row`].
             fn quantize_head_row(head: &DenseMatrix, row: usize, values: &mut Vec<f32>, q: &mut [i8]) -> Option<f32> = head;
+            /// See [`crate::scalar::head::peak`].
+            fn peak(logits: &[f32]) -> f32 = head;
             /// See [`crate::scalar::screen::screen_panel`].
             fn screen_panel(rotation: &Rotation, rows: &[i8], stride: usize, turning: &mut Turning, blocks: &mut [Block]) -> PanelBounds = screen;
             /// See [`crate::scalar::screen::screen_token`].

@@ -25,6 +25,7 @@ mod selftest;
 mod stored;
 mod team;
 pub mod topology;
+mod unfused;
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "SIMD loads, stores and entry calls")]
 pub mod x86;
@@ -64,6 +65,7 @@ pub struct CpuBackend {
     pool: ThreadPool,
     team: Team,
     packing: ChosenPacking,
+    fused: bool,
     /// Where packed weights lie.
     arena: Arena,
     packed: AtomicUsize,
@@ -119,6 +121,7 @@ pub struct CpuScratch {
     attention: attention::Plan,
     split: SplitRows,
     two_stage: head::two_stage::Scratch,
+    unfused: unfused::Scratch,
     workers: Vec<WorkerScratch>,
 }
 
@@ -148,13 +151,19 @@ impl CpuBackend {
         tracing::debug!(simd = isa.name(), threads, "SIMD level chosen");
         let team = Team::new(threads, threads, false);
         let (packing, arena) = (ChosenPacking::default(), Arena::default());
-        Self { isa, pool, team, packing, arena, packed: AtomicUsize::new(0) }
+        Self { isa, pool, team, packing, fused: true, arena, packed: AtomicUsize::new(0) }
     }
 
     /// Packs weights as `choice` says, and not in two bits each.
     pub fn with_packing(mut self, choice: PackingChoice) -> Self {
         self.packing = ChosenPacking::choose(choice, self.isa, &self.pool);
         tracing::info!(packing = %self.packing, "chose the packing of ternary weights");
+        self
+    }
+
+    /// Computes what lies between products in passes of their own and not with them, which is slower, and what comparisons are for.
+    pub fn unfused(mut self) -> Self {
+        self.fused = false;
         self
     }
 
@@ -308,7 +317,10 @@ impl Backend for CpuBackend {
         q: &mut Matrix,
         kv: &mut KvLayer,
     ) {
-        let CpuScratch { input, workers, runs: tokens, .. } = scratch;
+        let CpuScratch { input, workers, runs: tokens, unfused, .. } = scratch;
+        if !self.fused {
+            return unfused::project(self, workers, unfused, (x, norm), &projection, q, kv);
+        }
         let input = input.prepare(self.isa, &self.pool, workers, x, Some(norm));
         fill_runs(tokens, x);
         projection::project(self, workers, &input, tokens, &projection, q, kv);
@@ -322,7 +334,10 @@ impl Backend for CpuBackend {
         w: &CpuTernary,
         y: &mut Matrix,
     ) {
-        let CpuScratch { input, workers, runs: tokens, .. } = scratch;
+        let CpuScratch { input, workers, runs: tokens, unfused, .. } = scratch;
+        if !self.fused {
+            return unfused::project_add(self, workers, unfused, (x, norm), w, y);
+        }
         let input = input.prepare(self.isa, &self.pool, workers, x, norm);
         let width = w.packed.rows();
         fill_runs(tokens, x);
@@ -350,7 +365,10 @@ impl Backend for CpuBackend {
         weights: Gated<'_, Self>,
         out: &mut Matrix,
     ) {
-        let CpuScratch { input, workers, runs: tokens, .. } = scratch;
+        let CpuScratch { input, workers, runs: tokens, unfused, .. } = scratch;
+        if !self.fused {
+            return unfused::gated(self, workers, unfused, (x, norm), &weights, out);
+        }
         let input = input.prepare(self.isa, &self.pool, workers, x, Some(norm));
         let width = weights.gate.packed.rows();
         out.resize(x.rows(), width);

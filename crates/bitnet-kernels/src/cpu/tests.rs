@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::dense::DenseType;
 use crate::kv::{BLOCK, KvType, PAGE};
+use crate::logits::LogitRow;
 use crate::scalar::elementwise::{Activation, activate};
+use crate::scalar::head::peak;
 use crate::scalar::kv::{read_keys, read_values, store_row};
 use crate::scalar::norm;
 use crate::scalar::rope::{RopeTable, rotate};
@@ -35,15 +37,17 @@ fn matrix(cols: usize, data: Vec<f32>) -> Matrix {
 
 fn backends() -> impl Iterator<Item = CpuBackend> {
     let variants = [
-        (1, Packing::TwoBits),
-        (2, Packing::FiveTrits),
-        (3, Packing::TwoBits),
-        (3, Packing::FiveTrits),
+        (1, Packing::TwoBits, true),
+        (2, Packing::FiveTrits, true),
+        (3, Packing::TwoBits, true),
+        (3, Packing::FiveTrits, true),
+        (3, Packing::TwoBits, false),
     ];
     Isa::available().iter().flat_map(move |&isa| {
-        variants.map(|(threads, packing)| {
-            CpuBackend::with_pool(isa, ThreadPool::new(threads).unwrap())
-                .with_packing(PackingChoice::Fixed(packing))
+        variants.map(|(threads, packing, fused)| {
+            let backend = CpuBackend::with_pool(isa, ThreadPool::new(threads).unwrap())
+                .with_packing(PackingChoice::Fixed(packing));
+            if fused { backend } else { backend.unfused() }
         })
     })
 }
@@ -258,6 +262,13 @@ fn logits_are_the_normed_rows_times_the_head() {
                 &backend.upload_head(head.clone(), form, &|_| {}).unwrap(),
                 &mut out,
             );
+            for row in 0..out.len() {
+                if let LogitRow::Peaked { logits, peaks, width } = out.row(row) {
+                    assert_eq!(peaks, logits.chunks(width).map(peak).collect::<Vec<_>>());
+                } else {
+                    assert_eq!(form, HeadType::File);
+                }
+            }
             let out = out.whole();
             assert_eq!(out.len(), expected.len());
             for (found, expected) in out.iter().zip(&expected) {

@@ -275,6 +275,25 @@ pub fn quantize_head_row(
     super::int8::quantize_row(values, q)
 }
 
+/// The greatest of some logits; NaN if any is NaN or plus infinity, after which no token can be drawn.
+#[inline(always)]
+pub fn peak(logits: &[f32]) -> f32 {
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
+    let (mut lanes, mut bad) = ([f32::NEG_INFINITY; LANES], [false; LANES]);
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = greater(lanes[i], chunk[i]);
+            bad[i] |= chunk[i].is_nan() | (chunk[i] == f32::INFINITY);
+        }
+    }
+    let is_bad = |x: &f32| x.is_nan() || *x == f32::INFINITY;
+    match bad.contains(&true) || rest.iter().any(is_bad) {
+        true => f32::NAN,
+        false => lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, greater),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,6 +302,21 @@ mod tests {
 
     /// Each logit has the bits of [`dot`] of the decoded row, on every tier and in every batch.
     #[track_caller]
+    #[test]
+    fn a_peak_is_the_greatest_unless_nothing_can_be_drawn() {
+        let mut logits = vec![f32::NEG_INFINITY; 40];
+        assert_eq!(peak(&logits), f32::NEG_INFINITY);
+        for at in 0..40 {
+            logits[at] = at as f32 - 90.0;
+            assert_eq!(peak(&logits), at as f32 - 90.0);
+        }
+        for (at, bad) in [(0, f32::NAN), (17, f32::INFINITY), (39, f32::NAN)] {
+            let old = std::mem::replace(&mut logits[at], bad);
+            assert!(peak(&logits).is_nan(), "{bad} at {at}");
+            logits[at] = old;
+        }
+    }
+
     fn check(dtype: DenseType, rows: usize, cols: usize, tokens: usize) {
         let mut state = 1_u32;
         let mut next = move || {

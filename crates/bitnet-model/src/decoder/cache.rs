@@ -173,11 +173,11 @@ impl<B: Backend> Model<B> {
         };
         folder::mark_used(&entry.path);
         let weights = Weights { linears, lm_head };
-        let mut model = Self::assemble(checkpoint, Arc::clone(backend), weights)?;
-        if let Place::Layers(most) = options.place {
-            model.residency = residency(&file, checkpoint.config().num_hidden_layers, most);
-        }
-        Ok(Ok(model))
+        let residency = match options.place {
+            Place::Layers(most) => residency(&file, checkpoint.config().num_hidden_layers, most),
+            Place::File | Place::Memory => None,
+        };
+        Self::assemble(checkpoint, Arc::clone(backend), weights, residency).map(Ok)
     }
 }
 
@@ -246,14 +246,15 @@ impl PackedCache {
     fn keep<B: Backend>(&self, entry: &Entry, model: &Model<B>) -> io::Result<u64> {
         fs::create_dir_all(&self.folder)?;
         self.clean();
-        let mut matrices: Vec<Named<'_>> = model
+        let parts = &*model.parts;
+        let mut matrices: Vec<Named<'_>> = parts
             .layers
             .iter()
             .flat_map(|layer| layer.linears())
             .enumerate()
             .map(|(index, linear)| (load::linear_name(index), model.backend.store_ternary(linear)))
             .collect();
-        let head = model.backend.store_head(&model.lm_head).into_iter().enumerate();
+        let head = model.backend.store_head(&parts.lm_head).into_iter().enumerate();
         matrices.extend(head.map(|(part, stored)| (head_name(part), stored)));
         let needed = packed::length(&entry.key, &entry.source, &matrices)?;
         self.make_room(&entry.path, needed)?;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bitnet_kernels::backend::{Backend, Norm};
 use bitnet_kernels::head::HeadType;
 
-use super::{Layer, Model, PackedCache, Place, rope};
+use super::{Layer, Model, PackedCache, Parts, Place, Residency, rope};
 use crate::config::ArchConfig;
 use crate::error::LoadError;
 use crate::format::Checkpoint;
@@ -103,14 +103,15 @@ impl<B: Backend> Model<B> {
         checkpoint.check_tables(read, options.threads)?;
         let lm_head = load_head(checkpoint, &*backend, options.head)?;
         let linears = load_linears(checkpoint, &*backend, options.threads, progress)?;
-        Self::assemble(checkpoint, backend, Weights { linears, lm_head })
+        Self::assemble(checkpoint, backend, Weights { linears, lm_head }, None)
     }
 
-    /// Adds what stays as it is in the file.
+    /// Adds what stays as it is in the file. `residency`: which layers are in memory, where not all may be.
     pub(super) fn assemble(
         checkpoint: &Checkpoint,
         backend: Arc<B>,
         weights: Weights<B>,
+        residency: Option<Residency>,
     ) -> Result<Self, LoadError> {
         let config = checkpoint.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
@@ -123,17 +124,9 @@ impl<B: Backend> Model<B> {
             .map(|index| load_layer(checkpoint, &*backend, index, &mut linears))
             .collect::<Result<_, _>>()?;
         let inverse_frequencies = rope::inverse_frequencies(&config.rope, config.head_dim);
-        let residency = None;
-        Ok(Self {
-            backend,
-            config,
-            embed_tokens,
-            layers,
-            norm,
-            lm_head,
-            inverse_frequencies,
-            residency,
-        })
+        let parts =
+            Parts { config, embed_tokens, layers, norm, lm_head, inverse_frequencies, residency };
+        Ok(Self { backend, parts: Arc::new(parts) })
     }
 }
 

@@ -25,10 +25,16 @@ use crate::kv::KvCache;
 pub use crate::format::packed::Place;
 pub use cache::{CacheUse, CachedFile, CachedKind, CachedOrigin, PackedCache};
 pub use load::{LoadOptions, LoadProgress};
+use residency::Residency;
 
 /// A model, immutable after loading.
 pub struct Model<B: Backend> {
     backend: Arc<B>,
+    parts: Arc<Parts<B>>,
+}
+
+/// What a model has in memory, whichever threads compute with it.
+struct Parts<B: Backend> {
     config: ArchConfig,
     embed_tokens: B::Dense,
     layers: Vec<Layer<B>>,
@@ -36,7 +42,7 @@ pub struct Model<B: Backend> {
     lm_head: B::Head,
     inverse_frequencies: Vec<f32>,
     /// Which layers are in memory, where not all may be.
-    residency: Option<residency::Residency>,
+    residency: Option<Residency>,
 }
 
 struct Layer<B: Backend> {
@@ -86,9 +92,15 @@ pub enum Point {
 }
 
 impl<B: Backend> Model<B> {
+    /// The same model, in the same memory, on another backend: with other threads or instructions, say. How weights lie does not
+    /// change.
+    pub fn with_backend(&self, backend: Arc<B>) -> Self {
+        Self { backend, parts: Arc::clone(&self.parts) }
+    }
+
     /// The hyperparameters.
     pub fn config(&self) -> &ArchConfig {
-        &self.config
+        &self.parts.config
     }
 
     /// The device.
@@ -98,13 +110,13 @@ impl<B: Backend> Model<B> {
 
     /// Bytes of all ternary matrices as they lie in memory: what one step reads of them.
     pub fn ternary_bytes(&self) -> u64 {
-        let matrices = self.layers.iter().flat_map(Layer::linears);
+        let matrices = self.parts.layers.iter().flat_map(Layer::linears);
         matrices.map(|matrix| self.backend.ternary_bytes(matrix) as u64).sum()
     }
 
     /// Where the output head counts what happens, if it is one that leaves out logits.
     pub fn head_record(&self) -> Option<Arc<HeadRecord>> {
-        self.backend.head_record(&self.lm_head)
+        self.backend.head_record(&self.parts.lm_head)
     }
 
     /// Activation memory for a caller of [`Self::forward`].
@@ -143,7 +155,7 @@ impl<B: Backend> Model<B> {
         observe: &mut dyn FnMut(Point, &B::Activations),
     ) -> &'s Logits {
         assert!(
-            batch.ids.iter().all(|&id| (id as usize) < self.config.vocab_size),
+            batch.ids.iter().all(|&id| (id as usize) < self.config().vocab_size),
             "callers check token ids"
         );
         self.backend.step(batch.ids.len(), || self.compute(batch, kv, scratch, observe));
@@ -161,12 +173,13 @@ impl<B: Backend> Model<B> {
         scratch: &mut Scratch<B>,
         observe: &mut dyn FnMut(Point, &B::Activations),
     ) {
-        scratch.rope.fill(&self.inverse_frequencies, &batch.positions);
+        let parts = &*self.parts;
+        scratch.rope.fill(&parts.inverse_frequencies, &batch.positions);
         let phase = self.phase(Phase::Embedding);
-        self.backend.embed(&self.embed_tokens, &batch.ids, &mut scratch.hidden);
+        self.backend.embed(&parts.embed_tokens, &batch.ids, &mut scratch.hidden);
         drop(phase);
-        for (index, (layer, kv)) in self.layers.iter().zip(&mut kv.layers).enumerate() {
-            if let Some(residency) = &self.residency {
+        for (index, (layer, kv)) in parts.layers.iter().zip(&mut kv.layers).enumerate() {
+            if let Some(residency) = &parts.residency {
                 residency.enter(index);
             }
             observe(Point::Hidden(index), &scratch.hidden);
@@ -194,14 +207,14 @@ impl<B: Backend> Model<B> {
                 &mut s.hidden,
             );
         }
-        observe(Point::Hidden(self.layers.len()), &scratch.hidden);
+        observe(Point::Hidden(parts.layers.len()), &scratch.hidden);
         let _phase = self.phase(Phase::Head);
         self.backend.logits(
             &mut scratch.operations,
             &scratch.hidden,
             &batch.outputs,
-            &self.norm,
-            &self.lm_head,
+            &parts.norm,
+            &parts.lm_head,
             &mut scratch.logits,
         );
     }
@@ -219,7 +232,7 @@ impl<B: Backend> Model<B> {
     }
 
     fn feed_forward(&self, layer: &Layer<B>, s: &mut Scratch<B>) {
-        let activation = match self.config.hidden_act {
+        let activation = match self.config().hidden_act {
             crate::config::HiddenAct::Relu2 => Activation::Relu2,
             crate::config::HiddenAct::Silu => Activation::Silu,
         };

@@ -303,6 +303,7 @@ fn model_setups(tiers: &Tiers, threads: usize, model: &ModelConfig) -> Vec<(Stri
         threads: 1,
         packing: Some(Packing::TwoBits),
         head: HeadType::File,
+        fused: false,
         ..Setup::of(model)
     };
     let mut steps = vec![("scalar".to_owned(), setup.clone())];
@@ -319,6 +320,7 @@ fn model_setups(tiers: &Tiers, threads: usize, model: &ModelConfig) -> Vec<(Stri
     if model.head != HeadType::File {
         step(&format!("{} head", model.head), &|setup| setup.head = model.head);
     }
+    step("fusion", &|setup| setup.fused = true);
     if threads > 1 {
         step("pool", &|setup| setup.threads = threads);
     }
@@ -401,6 +403,10 @@ mod tests {
         assert_eq!(forms("scalar"), ("2bit", "Q8_0"));
         assert_eq!(forms("1.6 bit"), ("1.6bit", "Q8_0"));
         assert_eq!(forms("int8 head"), ("1.6bit", "int8"));
+        let cases = &report.report.as_ref().unwrap().cases;
+        let fused: Vec<_> = cases.iter().map(|case| case.setup.fused).collect();
+        assert_eq!(fused.iter().filter(|&&fused| fused).count(), 2, "the last two: {fused:?}");
+        assert!(fused.is_sorted());
         let last = report.model.last().unwrap();
         assert_eq!((&*last.name, last.threads), ("pool", 2));
         assert!(last.generation_gain.is_some());

@@ -205,7 +205,7 @@ struct Load {
 fn one(builder: ModelBuilder, name: &mut String) -> Result<Load, Error> {
     forget_peak();
     let begin = Instant::now();
-    let model = builder.load()?;
+    let model = super::held(builder.load()?)?;
     let seconds = begin.elapsed().as_secs_f64();
     let peak = Memory::now().peak;
     let first = drive::generate(model.engine(), vec![vec![0]], 1)?;

@@ -1,6 +1,7 @@
 //! Measures a model, case by case.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bitnet_inference::InferenceConfig;
 use bitnet_kernels::cpu::isa::Isa;
@@ -22,7 +23,7 @@ use super::setup::{Forms, Setup};
 use super::source::{self, Build};
 use super::watch::Watch;
 use super::{BenchConfig, BenchProgress, Steps, hash};
-use crate::builder::ModelBuilder;
+use crate::builder::{Kept, ModelBuilder};
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::model::BitNetModel;
@@ -70,30 +71,26 @@ pub(super) fn run_cases(
         machine: &machine,
         probes: Probes::new(&machine)?,
         injected: oracle,
-        oracles: HashMap::new(),
+        oracles: Vec::new(),
+        kept: None,
         facts: None,
         seen: HashMap::new(),
         works,
         steps: Steps::new(steps, progress),
     };
-    let (mut cases, mut oracles) = (Vec::new(), Vec::new());
-    for setup in setups {
-        let known = bench.oracles.len();
-        let expected = bench.oracle(&checkpoint, &setup)?;
-        if bench.oracles.len() > known {
-            let (head, kv_dtype) = (setup.head.to_string(), setup.kv_dtype.to_string());
-            oracles.push(Oracle { head, kv_dtype, outputs: expected.clone() });
-        }
-        let outcome = bench.outcome(&setup, expected)?;
+    let mut cases = Vec::new();
+    for setup in &setups {
+        let expected = bench.oracle(&checkpoint, setup, &setups)?;
+        let outcome = bench.outcome(setup, expected)?;
         let oversubscribed = setup.threads > machine.processors;
-        cases.push(Case { setup, oversubscribed, outcome });
+        cases.push(Case { setup: setup.clone(), oversubscribed, outcome });
     }
     let facts = bench.facts.take().expect("an oracle was asked for the first case");
     Ok(BenchReport {
         build: Build::current(),
         model: facts,
         settings: plan::settings(config),
-        oracles,
+        oracles: bench.oracles.into_iter().map(named).collect(),
         advice: Advice::new(&cases),
         cases,
         machine,
@@ -102,6 +99,10 @@ pub(super) fn run_cases(
 
 fn arithmetic(setup: &Setup) -> Arithmetic {
     (setup.head, setup.kv_dtype)
+}
+
+fn named(((head, kv_dtype), outputs): (Arithmetic, Outputs)) -> Oracle {
+    Oracle { head: head.to_string(), kv_dtype: kv_dtype.to_string(), outputs }
 }
 
 /// The encoding of the table that is the output head.
@@ -145,7 +146,10 @@ struct Bench<'a> {
     probes: Probes,
     /// Stands in for all oracles.
     injected: Option<Outputs>,
-    oracles: HashMap<Arithmetic, Outputs>,
+    /// In the order in which they were asked.
+    oracles: Vec<(Arithmetic, Outputs)>,
+    /// Weights of the case before, which the next one takes if it wants them as they lie.
+    kept: Option<Kept>,
     /// The model, once the first oracle has loaded it.
     facts: Option<ModelFacts>,
     /// Hash of the tokens that the first case of an arithmetic generated in each work.
@@ -155,34 +159,52 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// What the scalar code gives on one thread, from weights in two bits each.
-    fn oracle(&mut self, checkpoint: &Checkpoint, setup: &Setup) -> Result<Outputs, Error> {
-        if let Some(known) = self.oracles.get(&arithmetic(setup)) {
-            return Ok(known.clone());
+    /// What the scalar code gives on one thread, from weights in two bits each. All that `setups` want of the same weights is found
+    /// at once, since the cases then may take others.
+    fn oracle(
+        &mut self,
+        checkpoint: &Checkpoint,
+        setup: &Setup,
+        setups: &[Setup],
+    ) -> Result<Outputs, Error> {
+        for other in setups.iter().filter(|other| other.head == setup.head) {
+            if self.known(other).is_none() {
+                let found = self.ask(checkpoint, other)?;
+                self.oracles.push((arithmetic(other), found));
+            }
         }
+        Ok(self.known(setup).expect("its head is its own").clone())
+    }
+
+    fn known(&self, setup: &Setup) -> Option<&Outputs> {
+        let known = self.oracles.iter().find(|(known, _)| *known == arithmetic(setup));
+        known.map(|(_, outputs)| outputs)
+    }
+
+    fn ask(&mut self, checkpoint: &Checkpoint, setup: &Setup) -> Result<Outputs, Error> {
         self.steps.next("asking the scalar code on one thread".into());
         let scalar = Setup {
             threads: 1,
             simd_level: Isa::Scalar.name().to_owned(),
             packing: Some(Packing::TwoBits),
+            fused: true,
             ..setup.clone()
         };
-        let model = self.load(&scalar)?;
+        let (model, _) = self.load(&scalar)?;
         if self.facts.is_none() {
             self.facts = Some(facts(&model, checkpoint));
         }
-        let found = match &self.injected {
-            Some(injected) => injected.clone(),
-            None => outputs(&model)?,
-        };
-        self.oracles.insert(arithmetic(setup), found.clone());
-        Ok(found)
+        match &self.injected {
+            Some(injected) => Ok(injected.clone()),
+            None => outputs(&model),
+        }
     }
 
-    /// A model for a case, with an engine that has room for all that is measured.
-    fn load(&self, setup: &Setup) -> Result<BitNetModel, Error> {
+    /// A model for a case, with an engine that has room for all that is measured, and how long it took to load its weights.
+    fn load(&mut self, setup: &Setup) -> Result<(BitNetModel, Duration), Error> {
         let config = setup.config(self.model);
         let builder = (self.open)().with_config(config.clone());
+        let builder = if setup.fused { builder } else { builder.unfused() };
         let checkpoint = builder.checkpoint()?;
         let arch = checkpoint.config();
         let context = match config.max_seq_len {
@@ -192,7 +214,10 @@ impl Bench<'_> {
         plan::check_context(self.config, context)?;
         let bytes_per_token = page_bytes(arch, setup.kv_dtype) / PAGE;
         let room: InferenceConfig = plan::room(self.config, context, bytes_per_token);
-        builder.with_inference_config(room).load()
+        let builder = builder.with_inference_config(room);
+        let model = super::held(builder.load_sharing(&mut self.kept)?)?;
+        let weights = self.kept.as_ref().expect("a model that was loaded is kept");
+        Ok((model, weights.load_time))
     }
 
     fn outcome(&mut self, setup: &Setup, expected: Outputs) -> Result<Outcome, Error> {
@@ -202,7 +227,7 @@ impl Bench<'_> {
         };
         let thread_plan = setup.config(self.model).thread_plan()?;
         self.step(setup, isa, "loading");
-        let model = self.load(setup)?;
+        let (model, load_time) = self.load(setup)?;
         let found = outputs(&model)?;
         if found != expected {
             let what = "the tokens or logits of a short text".to_owned();
@@ -223,7 +248,7 @@ impl Bench<'_> {
         Ok(Outcome::Measured(Box::new(Measurement {
             kernel: isa.name(),
             forms: Forms::of(&model, &self.head_encoding),
-            load_seconds: model.info().load_time.as_secs_f64(),
+            load_seconds: load_time.as_secs_f64(),
             probes,
             lines,
             outputs: found,

@@ -107,9 +107,10 @@ pub fn run(
     ];
     let mut steps = Steps::new(2 * ways.len(), progress);
     let (mut modes, mut name): (Vec<Mode>, _) = (Vec::new(), String::new());
+    let mut kept = None;
     for (way, engines, threads, together) in ways {
-        steps.next(format!("{way}: loading {engines} times"));
-        let load = |_| {
+        steps.next(format!("{way}: loading"));
+        let load = |engine| {
             let inference = InferenceConfig {
                 max_batch_size: together,
                 max_batch_tokens: InferenceConfig::default().max_batch_tokens.max(together),
@@ -117,7 +118,11 @@ pub fn run(
                 ..InferenceConfig::default()
             };
             let config = ModelConfig { threads, ..model.clone() };
-            open().with_config(config).with_inference_config(inference).load()
+            let builder = open().with_config(config).with_inference_config(inference);
+            super::held(match engine {
+                0 => builder.load_sharing(&mut kept)?,
+                _ => builder.load()?, // as a process of its own would have it
+            })
         };
         let models = (0..engines).map(load).collect::<Result<Vec<_>, _>>()?;
         steps.next(format!("{way}: {engines} × {threads} threads"));

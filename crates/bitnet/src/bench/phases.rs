@@ -134,7 +134,7 @@ pub fn run(
         ..InferenceConfig::default()
     };
     let model = ModelConfig { threads: config.threads, ..model.clone() };
-    let model = open().with_config(model).with_inference_config(inference).load()?;
+    let model = super::held(open().with_config(model).with_inference_config(inference).load()?)?;
     let mut found = Vec::new();
     if config.prompt_tokens > 0 {
         let what = format!("prompt of {}", config.prompt_tokens);

@@ -171,7 +171,7 @@ pub struct Measurement {
     pub kernel: &'static str,
     /// How weights, keys and values lay in memory.
     pub forms: Forms,
-    /// Seconds to load the model.
+    /// Seconds to load the model, of the case that did: those after it with the same weights share them.
     pub load_seconds: f64,
     /// What the machine gave at best when the case began.
     pub probes: CaseProbes,

@@ -27,6 +27,8 @@ pub struct Setup {
     /// How keys and values were to be stored.
     #[serde(serialize_with = "name")]
     pub kv_dtype: KvType,
+    /// Whether norms, quantization and all else between products were computed with these, as the engine does.
+    pub fused: bool,
 }
 
 fn name<S: Serializer>(value: &impl fmt::Display, to: S) -> Result<S::Ok, S::Error> {
@@ -49,6 +51,7 @@ impl Setup {
             packing: model.packing,
             head: model.head,
             kv_dtype: model.kv_dtype,
+            fused: true,
         }
     }
 
@@ -143,7 +146,8 @@ mod tests {
         assert!(cases.iter().all(|case| case.simd_level == "auto"));
         let json = serde_json::to_value(&cases[15]).unwrap();
         let expected = serde_json::json!({
-            "simd_level": "auto", "threads": 2, "packing": "auto", "head": "two-stage", "kv_dtype": "int8"
+            "simd_level": "auto", "threads": 2, "packing": "auto", "head": "two-stage", "kv_dtype": "int8",
+            "fused": true
         });
         assert_eq!(json, expected);
     }

@@ -36,8 +36,10 @@ fn all_levels_and_thread_counts_give_what_the_scalar_code_gives() {
     for case in &report.cases {
         assert!(!matches!(case.outcome, Outcome::Wrong { .. }), "{case:?}");
     }
+    let loaded = measurements(&report)[0].load_seconds;
     for found in measurements(&report) {
         assert_eq!(found.outputs, report.oracles[0].outputs);
+        assert_eq!(found.load_seconds, loaded, "all cases have the same weights");
         assert_eq!(found.lines.len(), 2);
         for line in &found.lines {
             assert_eq!(line.rate.samples.len(), 2);
@@ -149,6 +151,20 @@ fn more_threads_than_processors_are_flagged() {
     let report = measure(&config);
     let flags: Vec<bool> = report.cases.iter().map(|case| case.oversubscribed).collect();
     assert_eq!(flags, [false, report.machine.processors < 99]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_was_to_be_locked_is_or_nothing_is_measured() {
+    let model = ModelConfig { lock_memory: true, ..ModelConfig::default() };
+    let config = BenchConfig { prompt_tokens: 0, threads: vec![1], ..quick() };
+    let result = run(&BitNetModel::demo, &model, &config, &mut |_| ());
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+    match result {
+        Ok(_) => assert_ne!(locked.trim(), "0 kB"),
+        Err(error) => assert!(matches!(error, Error::Lock(_)) && error.help().is_some(), "{error}"),
+    }
 }
 
 #[test]

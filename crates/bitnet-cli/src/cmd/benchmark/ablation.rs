@@ -19,7 +19,11 @@ pub fn document(report: &AblationReport) -> Document {
         facts.push(("model", model));
         sheets.push(self::model(report));
     }
-    let notes = vec!["gain: over the step before; total: over the first step".to_owned()];
+    let mut notes = vec!["gain: over the step before; total: over the first step".to_owned()];
+    if report.report.is_some() {
+        let fusion = "until the step `fusion`, norms, quantization, rotation, activation and sums of a layer are passes of their own";
+        notes.push(fusion.to_owned());
+    }
     Document { facts, sheets, notes }
 }
 

@@ -96,7 +96,7 @@ impl CpuBackend {
         match head {
             CpuHead::Int8(head) => {
                 self.norm_and_split(x, rows, norm, normed, split);
-                self.int8_logits(head, split, out.reset_whole(rows.len(), head.rows()));
+                self.int8_row_logits(head, split, out);
             }
             CpuHead::TwoStage(head) => {
                 self.norm_and_split(x, rows, norm, normed, split);
@@ -130,11 +130,20 @@ impl CpuBackend {
         });
     }
 
-    fn int8_logits(&self, head: &Int8Head, x: &SplitRows, out: &mut [f32]) {
-        let panels = head.rows().div_ceil(PANEL_ROWS);
-        let width = panels.div_ceil(4 * self.threads()).clamp(1, INT8_ROWS / PANEL_ROWS);
-        self.pool.for_each(stripes(out, head.rows(), width * PANEL_ROWS), |_, mut stripe| {
-            self.isa.int8_logits(&Int8Product { head, x, tokens: 0..x.rows() }, &mut stripe);
+    /// All logits with their peaks, which a thread finds while those of its stripe are in its cache.
+    fn int8_row_logits(&self, head: &Int8Head, x: &SplitRows, out: &mut Logits) {
+        let (vocab, tokens) = (head.rows(), 0..x.rows());
+        let panels = vocab.div_ceil(PANEL_ROWS);
+        let most = INT8_ROWS / PANEL_ROWS;
+        let width = panels.div_ceil(4 * self.threads()).clamp(1, most) * PANEL_ROWS;
+        let (logits, peaks) = out.reset_peaked(x.rows(), vocab, width);
+        let parts = (stripes(logits, vocab, width), stripes(peaks, vocab.div_ceil(width), 1));
+        self.pool.for_each(parts, |_, (mut stripe, mut peak)| {
+            let product = Int8Product { head, x, tokens: tokens.clone() };
+            self.isa.int8_logits(&product, &mut stripe);
+            for token in tokens.clone() {
+                peak.row(token)[0] = self.isa.peak(stripe.row(token));
+            }
         });
     }
 
