@@ -10,6 +10,7 @@ mod measure;
 mod models;
 #[cfg(unix)]
 mod signals;
+mod synth;
 mod tools;
 
 use std::io::Write;
