@@ -32,13 +32,13 @@ pub fn load(args: &ModelArgs, console: &Console) -> Result<Loaded> {
     for warning in chosen.warnings.iter().chain(&chosen.oversubscription) {
         console.warn(warning);
     }
-    let mut config = args.config();
+    let mut config = args.config()?;
     chosen.apply(&mut config);
     let threads = chosen.threads;
     let builder = builder(args.model.as_ref(), console)?.with_config(config);
     let model = with_bar(builder, console)?;
     for warning in args.idle(|encoding| model.info().encodings.contains_key(encoding)) {
-        console.warn(warning);
+        console.warn(&warning);
     }
     if let CacheUse::Written { path, bytes } = &model.info().packed_cache {
         let (bytes, path) = (report::bytes(*bytes), path.display());

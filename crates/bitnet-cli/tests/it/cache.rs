@@ -47,8 +47,8 @@ fn small_models_are_kept_only_where_a_folder_is_named() {
     generate(&[], home.path()).text();
     assert_eq!(files(home.path()), 0);
     let folder = home.path().join("packed");
-    generate(&["--no-cache", "--cache-dir", folder.to_str().unwrap()], home.path()).text();
-    assert_eq!(files(home.path()), 0);
+    generate(&["--cache-dir", folder.to_str().unwrap()], home.path()).text();
+    assert_eq!(files(&folder), 1);
 }
 
 #[test]

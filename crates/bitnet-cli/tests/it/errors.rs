@@ -1,4 +1,4 @@
-use crate::{program, run, run_with_stdin, testdata};
+use crate::{Run, program, run, run_with_stdin, testdata};
 
 /// Arguments that cannot work: exit code 2, nothing on stdout, and a message with each of these parts.
 #[track_caller]
@@ -117,7 +117,10 @@ fn numbers_that_no_setting_can_be_are_refused_before_a_model_is_loaded() {
 
 #[test]
 fn options_that_contradict_each_other_are_refused_with_the_reason() {
-    let table: [(&[&str], &[&str]); 10] = [
+    let table: [(&[&str], &[&str]); 13] = [
+        (&["-p", "x", "--no-cache", "--cache-dir", "d"], &["--no-cache", "--cache-dir", "cannot"]),
+        (&["-p", "x", "--no-cache", "--cache-size", "1G"], &["--no-cache", "--cache-size"]),
+        (&["-p", "x", "--pin", "--no-pin"], &["--pin", "--no-pin", "cannot be used with"]),
         (&["-p", "x", "--token-ids", "1"], &["--prompt with --token-ids", "both give the prompt"]),
         (&["-p", "x", "-f", "y"], &["--prompt with --file", "both give the prompt"]),
         (&["--chat", "--token-ids", "1"], &["--chat with --token-ids", "complete prompt"]),
@@ -217,6 +220,7 @@ fn bad_variables_are_named_with_their_value() {
         ("RAYON_NUM_THREADS", "-2"),
         ("OMP_NUM_THREADS", "1e3"),
         ("RUST_LOG", "a=b=c"),
+        ("BITNET_CACHE_SIZE", "much"),
     ] {
         let end = program().args(["run", "-p", "x"]).env(name, value).output().unwrap();
         let stderr = String::from_utf8(end.stderr).unwrap();
@@ -225,18 +229,56 @@ fn bad_variables_are_named_with_their_value() {
             stderr.contains(&format!("{name}={value}")) && stderr.contains("hint:"),
             "{stderr}"
         );
+        assert!(!stderr.contains("for '--"), "{stderr}");
     }
 }
 
 #[test]
-fn a_file_that_cannot_be_written_is_a_failure() {
-    let end = run(["run", "-p", "x", "-n", "0", "--logits", "/no/such/folder/logits.safetensors"]);
-    assert_eq!(end.code, Some(1));
-    assert!(
-        end.stderr.contains("/no/such/folder/logits.safetensors: cannot be written"),
-        "{}",
-        end.stderr
-    );
+fn empty_variables_are_as_good_as_none() {
+    let names = ["BITNET_CACHE_DIR", "BITNET_CACHE_SIZE", "BITNET_THREADS"];
+    let mut command = program();
+    command.args(["run", "-p", "Once", "-n", "1"]).envs(names.map(|name| (name, "")));
+    let end: Run = command.output().unwrap().into();
+    assert_eq!(end.code, Some(0), "{}", end.stderr);
+}
+
+#[test]
+fn a_folder_for_a_model_that_is_never_kept_is_a_warning() {
+    let folder = std::env::temp_dir();
+    let folder = folder.to_str().unwrap();
+    for (flag, value) in [("--cache-dir", folder), ("--cache-size", "1G")] {
+        let end = run(["run", "-p", "Once", "-n", "1", flag, value]);
+        let warning = format!("warning: {flag} changes nothing: the built-in model");
+        assert!(end.code == Some(0) && end.stderr.contains(&warning), "{}", end.stderr);
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_directory_at_stdin_is_bad_input() {
+    let folder = std::fs::File::open("/").unwrap();
+    let end: Run = program().arg("run").stdin(folder).output().unwrap().into();
+    assert_eq!(end.code, Some(2), "{}", end.stderr);
+    assert!(end.stderr.contains("stdin: is a directory, expected text"), "{}", end.stderr);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_refused_before_any_work() {
+    let folder = std::env::temp_dir();
+    let folder = folder.to_str().unwrap();
+    let table: [&[&str]; 4] = [
+        &["run", "-p", "x", "-n", "0", "-m", "/no/such/model", "--logits"],
+        &["benchmark", "-m", "/no/such/model", "-o"],
+        &["benchmark", "-m", "/no/such/model", "--plot"],
+        &["synth", "--preset", "tiny", "-o"],
+    ];
+    for args in table {
+        let path = if args.contains(&"--plot") { "/dev/null/p" } else { "/no/such/folder/x.json" };
+        check(&[args, &[path]].concat(), &[path]);
+    }
+    for args in [table[0], table[3]] {
+        check(&[args, &[folder]].concat(), &[folder]);
+    }
 }
 
 /// Logits go to a file beside the one named, which is then renamed. Done to a pipe, a device or a link, that would put a file
