@@ -13,7 +13,7 @@ pub mod ablation;
 mod advice;
 pub(crate) mod bytes;
 mod drive;
-mod hash;
+pub mod hash;
 pub mod kernel;
 mod line;
 pub mod load;
