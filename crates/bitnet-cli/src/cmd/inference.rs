@@ -46,7 +46,8 @@ pub struct InferenceArgs {
     conversation: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Print one JSON object with ids, text, finish reason and timings instead of the text
+    /// Print one JSON object with ids, text, finish reason and timings instead of the text; `model_hash` is sha256: with the hash
+    /// of the model's files, or, above 64 MiB, sampled: with one of their lengths and 64 places of 64 KiB
     #[arg(long, help_heading = "Output")]
     json: bool,
     /// Write the logits after each prompt token to a safetensors file, as `logits` [tokens, vocab]; with `--head file --kv-dtype
@@ -235,7 +236,7 @@ fn generate(
 }
 
 fn report(loaded: &Loaded, output: &Output, console: &Console) {
-    let note = timings::finish_note(output, loaded.model.info().context_length);
+    let note = timings::end_note(output, loaded.model.info().context_length);
     let table = timings::table(loaded, &output.timings);
     console.note(&format!("\n{}", table.trim_end()));
     if let Some(note) = note {
