@@ -103,6 +103,7 @@ pub fn run(args: &SynthArgs, console: &Console) -> Result<()> {
     check_output(args)?;
     let dimensions = Dimensions::new(args.preset, &args.sizes)?;
     let plan = plan(&dimensions, args)?;
+    output_file::check(&args.output)?;
     check_space(&plan, &args.output)?;
     console.note(&announcement(&dimensions, &plan, args));
     interrupt::install()?;
@@ -162,7 +163,7 @@ fn check_output(args: &SynthArgs) -> Result<(), Failure> {
         Ok(_) if !args.force => {
             refuse("exists already", "name another file, or replace it with --force")
         }
-        _ => output_file::check(&args.output),
+        _ => Ok(()),
     }
 }
 

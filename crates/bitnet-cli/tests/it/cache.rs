@@ -58,7 +58,7 @@ fn a_folder_that_cannot_be_written_is_a_warning() {
     std::fs::write(&file, "no folder").unwrap();
     let own = ["--cache-dir", file.to_str().unwrap()];
     let run = generate(&own, home.path());
-    assert!(run.stderr.contains("packed weights could not be kept"), "{}", run.stderr);
+    assert!(run.stderr.contains("warning: packed weights could not be kept"), "{}", run.stderr);
     run.text();
     let lazy = generate(&[&own[..], &["--load", "lazy"]].concat(), home.path());
     assert_eq!(lazy.code, Some(2), "{}", lazy.stderr);

@@ -1,3 +1,5 @@
+use std::io::ErrorKind;
+
 use crate::{Run, program, run, run_with_stdin, testdata};
 
 /// Arguments that cannot work: exit code 2, nothing on stdout, and a message with each of these parts.
@@ -211,6 +213,71 @@ fn models_that_cannot_be_are_refused() {
     let end = program().args(["run", "-p", "x"]).env("BITNET_MODEL", "/no/such").output().unwrap();
     assert_eq!(end.status.code(), Some(2));
     assert!(String::from_utf8(end.stderr).unwrap().contains("/no/such"));
+}
+
+#[test]
+fn models_in_the_wrong_place_are_told_where_they_are_looked_for() {
+    let tiny = testdata("golden/bitnet-tiny");
+    let config = tiny.join("config.json");
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a.gguf", "b.gguf"] {
+        std::fs::write(folder.path().join(name), "").unwrap();
+    }
+    let [tiny, config, folder] = [&tiny, &config, folder.path()].map(|path| path.to_str().unwrap());
+    let table: [(&[&str], &[&str]); 4] = [
+        (
+            &["-m", "owner/name-1.5"],
+            &["no such file or folder", "hint:", "write hf:owner/name-1.5"],
+        ),
+        (&["-m", config], &["this is a JSON file", "directory that holds config.json"]),
+        (&["-m", folder], &["there are 2 .gguf files (a.gguf, b.gguf)"]),
+        (&["-m", tiny, "--packed-layout", "wf-msb"], &["q_proj", "hint:", "--packed-layout"]),
+    ];
+    for (args, parts) in table {
+        check(&[&["run", "-p", "x"], args].concat(), parts);
+    }
+    check(&["tokenize", "--bogus"], &["unexpected argument '--bogus'"]);
+    check(&["run", "-p", "x", "-c", "1"], &["shorten it by 1 token,"]);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_folder_that_may_not_be_read_is_no_empty_one() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let allow = |mode| {
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for mode in [0o000, 0o300, 0o400] {
+        allow(mode);
+        // Nothing is forbidden to root.
+        if std::fs::metadata(folder.path().join("x"))
+            .is_err_and(|e| e.kind() != ErrorKind::NotFound)
+        {
+            let path = folder.path().to_str().unwrap();
+            check(&["run", "-p", "x", "-m", path], &["cannot be read", "hint: give yourself"]);
+        }
+    }
+    allow(0o700);
+}
+
+#[test]
+fn a_head_that_is_not_used_is_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(testdata("golden/llama158-tiny")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let config = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["tie_word_embeddings"] = true.into();
+    std::fs::write(config, json.to_string()).unwrap();
+    let path = folder.path().to_str().unwrap();
+    let end = run(["run", "-p", "x", "-n", "1", "-m", path]);
+    assert!(end.stderr.contains("warning: `tie_word_embeddings` is true"), "{}", end.stderr);
+    let end = run(["inspect", path]);
+    assert!(end.stdout.contains("`lm_head.weight` is not used"), "{}", end.stdout);
 }
 
 #[test]
