@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use async_channel::Sender;
 use bitnet_kernels::backend::Backend;
 use bitnet_kernels::logits::{LogitRow, Logits};
 use bitnet_kernels::profile::Phase;
@@ -22,6 +21,7 @@ use crate::sampler::SampleError;
 use crate::scheduler::{Entry, Finished, Plan, Scheduler};
 use crate::sequence::{FinishReason, SeqId, Task};
 use crate::stats::{Counters, End, Observer};
+use crate::sync::channel::Sender;
 
 /// What the engine tells the one who asked.
 #[derive(Clone, Debug, PartialEq)]
