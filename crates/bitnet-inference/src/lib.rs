@@ -17,6 +17,10 @@ pub mod sequence;
 pub mod stats;
 pub mod step_model;
 pub mod stream;
+#[cfg(not(feature = "shuttle"))]
+mod sync;
+#[cfg(feature = "shuttle")]
+pub mod sync;
 mod wait_queue;
 
 pub use block_pool::EvictionStrategy;
