@@ -124,13 +124,14 @@ impl Console {
             .without_time()
             .log_internal_errors(false); // they would go to the stderr that has just failed
         // Who asks for no log gets what is wrong in the words of the program.
-        Ok(match asked {
-            true => tracing::subscriber::set_global_default(subscriber.finish())?,
+        let installed = match asked {
+            true => tracing::subscriber::set_global_default(subscriber.finish()),
             false => {
                 let subscriber = subscriber.event_format(Warnings(*self)).finish();
-                tracing::subscriber::set_global_default(subscriber)?;
+                tracing::subscriber::set_global_default(subscriber)
             }
-        })
+        };
+        Ok(installed?)
     }
 }
 

@@ -55,7 +55,7 @@ pub fn end_note(output: &Output, context: usize) -> Option<String> {
 pub fn json(loaded: &Loaded, config: &GenerationConfig, output: &Output) -> Value {
     let (info, timings) = (loaded.model.info(), &output.timings);
     // Null where there was nothing to measure.
-    let of_answer = |time: Duration| (timings.generated_tokens > 0).then(|| time.as_secs_f64());
+    let of_answer = |time: Duration| (timings.generated_tokens > 0).then_some(time.as_secs_f64());
     json!({
         "model": info.name,
         "model_hash": info.fingerprint(),
