@@ -24,6 +24,7 @@ pub mod bench;
 mod builder;
 mod config;
 mod error;
+mod fingerprint;
 mod info;
 mod lock;
 mod model;
@@ -65,7 +66,7 @@ pub use lock::{LockRefused, MemoryLock};
 pub use model::{BitNetModel, Logits};
 pub use perplexity::{Perplexity, PerplexityInput, PerplexityMethod, PerplexityProgress};
 pub use prompt::Prompt;
-pub use quantization::{QuantizationType, UnknownQuantization};
+pub use quantization::{QuantizationConfig, QuantizationType, UnknownQuantization};
 pub use stream::{BlockingGeneration, GenerationStream};
 
 /// The README's program.
