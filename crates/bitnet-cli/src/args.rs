@@ -151,6 +151,17 @@ impl ModelArgs {
         }
         Ok(())
     }
+
+    /// What was asked for and says nothing about a model with tensors in these encodings.
+    pub fn idle(&self, has: impl Fn(&str) -> bool) -> Vec<&'static str> {
+        let i2s = matches!(self.i2s_layout, I2sArg::Block64) && !has("I2_S");
+        let packed = matches!(self.packed_layout, PackedArg::WfMsb) && !has("U8");
+        let warnings = [
+            (i2s, "--i2s-layout changes nothing: the model has no tensors in I2_S"),
+            (packed, "--packed-layout changes nothing: the model has no packed safetensors"),
+        ];
+        warnings.into_iter().filter_map(|(idle, warning)| idle.then_some(warning)).collect()
+    }
 }
 
 /// Where a model is.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bitnet::{EngineError, Error};
 
 use crate::console::Console;
+use crate::report;
 
 /// Something went wrong while running.
 pub const FAILED: u8 = 1;
@@ -108,6 +109,11 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         Some(failure) => failure.hint.clone(),
         None => match error.downcast_ref::<Error>()? {
             Error::Config(error) => Some(format!("{} sets it", flag(error.field))),
+            Error::Engine(EngineError::PromptTooLong { tokens, context }) => Some(format!(
+                "shorten it by {}, or raise {} if the model allows more",
+                report::plural(tokens - context, "token"),
+                flag("max_seq_len"),
+            )),
             error => error.help(),
         },
     }
@@ -117,8 +123,13 @@ fn hint(error: &anyhow::Error) -> Option<String> {
 fn flag(field: &str) -> String {
     match field {
         "max_seq_len" => "-c/--ctx-size".to_owned(),
-        "max_new_tokens" => "-n/--max-tokens".to_owned(),
+        "max_new_tokens" | "generated_tokens" => "-n/--max-tokens".to_owned(),
         "repetition_penalty" => "--repeat-penalty".to_owned(),
+        "window" => "--ctx".to_owned(),
+        "text" => "-f/--file".to_owned(),
+        "batches" => "--batch".to_owned(),
+        "use_mmap" => "--no-mmap".to_owned(),
+        "lock_memory" => "--mlock".to_owned(),
         _ => format!("--{}", field.replace('_', "-")),
     }
 }

@@ -37,6 +37,9 @@ pub fn load(args: &ModelArgs, console: &Console) -> Result<Loaded> {
     let threads = chosen.threads;
     let builder = builder(args.model.as_ref(), console)?.with_config(config);
     let model = with_bar(builder, console)?;
+    for warning in args.idle(|encoding| model.info().encodings.contains_key(encoding)) {
+        console.warn(warning);
+    }
     if let CacheUse::Written { path, bytes } = &model.info().packed_cache {
         let (bytes, path) = (report::bytes(*bytes), path.display());
         console.note(&format!("packed weights are kept for the next start: {bytes} in {path}"));

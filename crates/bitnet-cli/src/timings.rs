@@ -73,6 +73,7 @@ fn finish_name(reason: &FinishReason) -> &'static str {
         FinishReason::Stop(_) => "stop",
         FinishReason::Length => "length",
         FinishReason::Context => "context",
+        FinishReason::Deadline => "deadline",
         FinishReason::Cancelled => "cancelled",
     }
 }

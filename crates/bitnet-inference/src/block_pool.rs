@@ -39,6 +39,8 @@ pub struct Chain {
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Content {
     before: Chain,
+    /// Of a first page: whose it is, if it is not everybody's.
+    salt: Option<Arc<str>>,
     tokens: Box<[u32]>,
 }
 
@@ -142,9 +144,14 @@ impl BlockPool {
         Some(page)
     }
 
-    /// The page that is filed under these tokens, and what comes before the next one.
-    pub fn find(&self, before: Chain, tokens: &[u32]) -> Option<(u32, Chain)> {
-        let page = *self.filed.get(&Content { before, tokens: tokens.into() })?;
+    /// The page that is filed under these tokens, and what comes before the next one. Texts are the same only with the same salt.
+    pub fn find(
+        &self,
+        before: Chain,
+        salt: Option<&Arc<str>>,
+        tokens: &[u32],
+    ) -> Option<(u32, Chain)> {
+        let page = *self.filed.get(&content(before, salt, tokens))?;
         let filed = self.pages[page as usize].filed.as_ref().expect("it is filed");
         Some((page, filed.chain))
     }
@@ -173,8 +180,14 @@ impl BlockPool {
 
     /// Files a full page that is held. If another page is filed under the same tokens, that one is shared in its place and the
     /// given one released. Returns the page that the sequence now has, and what comes before its next one.
-    pub fn file(&mut self, page: u32, before: Chain, tokens: &[u32]) -> (u32, Chain) {
-        if let Some((same, chain)) = self.find(before, tokens) {
+    pub fn file(
+        &mut self,
+        page: u32,
+        before: Chain,
+        salt: Option<&Arc<str>>,
+        tokens: &[u32],
+    ) -> (u32, Chain) {
+        if let Some((same, chain)) = self.find(before, salt, tokens) {
             if same != page {
                 self.share(same);
                 self.release(page);
@@ -182,7 +195,7 @@ impl BlockPool {
             return (same, chain);
         }
         self.filings += 1;
-        let content = Arc::new(Content { before, tokens: tokens.into() });
+        let content = Arc::new(content(before, salt, tokens));
         self.filed.insert(Arc::clone(&content), page);
         let first = if before == Chain::default() { self.filings } else { before.first };
         let chain = Chain { number: self.filings, first };
@@ -222,6 +235,12 @@ impl BlockPool {
     }
 }
 
+fn content(before: Chain, salt: Option<&Arc<str>>, tokens: &[u32]) -> Content {
+    // What comes later has the salt of what it comes after.
+    let salt = salt.filter(|_| before == Chain::default()).cloned();
+    Content { before, salt, tokens: tokens.into() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,7 +254,7 @@ mod tests {
         let (mut before, mut pages) = (Chain::default(), Vec::new());
         for token in text {
             let taken = pool.take().unwrap();
-            let (page, chain) = pool.file(taken, before, &[*token]);
+            let (page, chain) = pool.file(taken, before, None, &[*token]);
             before = chain;
             pages.push(page);
         }
@@ -247,7 +266,7 @@ mod tests {
     fn find(pool: &BlockPool, text: &[u32]) -> Vec<u32> {
         let (mut before, mut pages) = (Chain::default(), Vec::new());
         for token in text {
-            let Some((page, chain)) = pool.find(before, &[*token]) else { break };
+            let Some((page, chain)) = pool.find(before, None, &[*token]) else { break };
             before = chain;
             pages.push(page);
         }
@@ -280,6 +299,17 @@ mod tests {
     }
 
     #[test]
+    fn texts_with_different_salts_are_different() {
+        let mut pool = pool(9);
+        let (mine, yours): (Arc<str>, Arc<str>) = ("mine".into(), "yours".into());
+        let page = pool.take().unwrap();
+        let (_, chain) = pool.file(page, Chain::default(), Some(&mine), &[1]);
+        assert_eq!(pool.find(Chain::default(), Some(&mine), &[1]), Some((page, chain)));
+        assert_eq!(pool.find(Chain::default(), Some(&yours), &[1]), None);
+        assert_eq!(pool.find(Chain::default(), None, &[1]), None);
+    }
+
+    #[test]
     fn a_shared_page_is_kept_when_its_last_holder_goes() {
         let mut pool = pool(1);
         let [page] = keep(&mut pool, &[1])[..] else { panic!() };
@@ -296,8 +326,8 @@ mod tests {
     fn the_same_text_computed_twice_takes_its_pages_once() {
         let mut pool = pool(4);
         let (a, b) = (pool.take().unwrap(), pool.take().unwrap());
-        let (_, chain) = pool.file(a, Chain::default(), &[7]);
-        assert_eq!(pool.file(b, Chain::default(), &[7]), (a, chain));
+        let (_, chain) = pool.file(a, Chain::default(), None, &[7]);
+        assert_eq!(pool.file(b, Chain::default(), None, &[7]), (a, chain));
         assert_eq!(pool.available(), 3, "the second page is free again");
         pool.release(a);
         assert_eq!(pool.kept(), 0, "the second sequence still holds the first page");

@@ -1,5 +1,7 @@
 //! How an engine shares memory and steps among requests.
 
+use std::time::Duration;
+
 use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_model::config::ArchConfig;
 use bitnet_model::kv::page_bytes;
@@ -22,8 +24,16 @@ pub struct InferenceConfig {
     /// Tokens of a step, one of each running sequence and the rest from prompts. Longer prompts take several steps, so that
     /// they do not hold up the others.
     pub max_batch_tokens: usize,
+    /// Milliseconds that a step may take as long as somebody waits for the next token of an answer: prompts are cut to pieces
+    /// that fit. 0: prompts are computed as fast as possible, and answers wait for them.
+    pub step_target_ms: u64,
     /// Requests that may wait for their turn; another one is refused.
     pub max_waiting: usize,
+    /// Tokens that the prompts of those that wait may have together; a request that would exceed it is refused, unless it is the
+    /// only one.
+    pub max_waiting_tokens: usize,
+    /// Milliseconds of waiting that count as much as one level of priority.
+    pub priority_step_ms: u64,
     /// Most bytes of the key-value cache of all sequences, taken from the system as they fill. 0: 1 GiB, or one sequence of
     /// full length if that is more.
     pub kv_cache_bytes: usize,
@@ -39,7 +49,10 @@ impl Default for InferenceConfig {
         Self {
             max_batch_size: 16,
             max_batch_tokens: 512,
+            step_target_ms: 100,
             max_waiting: 256,
+            max_waiting_tokens: 1 << 18,
+            priority_step_ms: 1000,
             kv_cache_bytes: 0,
             prefix_cache: true,
             eviction_strategy: EvictionStrategy::default(),
@@ -59,7 +72,7 @@ pub struct EngineConfig {
 }
 
 /// [`EngineConfig`] worked out for one model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Tokens that a sequence may have.
     pub max_seq_len: usize,
@@ -71,8 +84,16 @@ pub struct Limits {
     pub max_batch_tokens: usize,
     /// Rows of logits in a step.
     pub max_outputs: usize,
+    /// How long a step may take while there are answers, if that matters.
+    pub step_target: Option<Duration>,
+    /// What a row of logits costs, in tokens.
+    pub row_tokens: f64,
     /// Requests that may wait.
     pub max_waiting: usize,
+    /// Tokens of their prompts.
+    pub max_waiting_tokens: usize,
+    /// How much earlier a request seems to have come for each level of priority.
+    pub priority_step: Duration,
     /// Whether sequences share the pages of a common beginning.
     pub prefix_cache: bool,
     /// Which of the pages go first that are kept for sequences to come.
@@ -86,6 +107,14 @@ impl EngineConfig {
         let InferenceConfig { max_batch_size, max_batch_tokens, max_waiting, .. } = self.inference;
         at_least_one("max_batch_size", max_batch_size)?;
         at_least_one("max_waiting", max_waiting)?;
+        let InferenceConfig { max_waiting_tokens, step_target_ms, priority_step_ms, .. } =
+            self.inference;
+        at_least_one("max_waiting_tokens", max_waiting_tokens)?;
+        at_most_a_day("step_target_ms", step_target_ms)?;
+        at_most_a_day("priority_step_ms", priority_step_ms)?;
+        if priority_step_ms == 0 {
+            return Err(InvalidConfig::new("priority_step_ms", 0, "at least 1"));
+        }
         if max_batch_tokens < max_batch_size {
             let expected =
                 format!("at least max_batch_size, {max_batch_size}: a token for each sequence");
@@ -99,7 +128,11 @@ impl EngineConfig {
             max_batch_size,
             max_batch_tokens,
             max_outputs: (STEP_LOGITS / model.vocab_size).max(1),
+            step_target: (step_target_ms > 0).then(|| Duration::from_millis(step_target_ms)),
+            row_tokens: row_tokens(model),
             max_waiting,
+            max_waiting_tokens,
+            priority_step: Duration::from_millis(priority_step_ms),
             prefix_cache: self.inference.prefix_cache,
             eviction: self.inference.eviction_strategy,
         })
@@ -164,6 +197,22 @@ fn is_refused(layers: usize, bytes: usize) -> bool {
         reserved.push(layer);
         given
     })
+}
+
+/// Products of a row of logits, two for each weight as its input has 16 bits, beside those of a token in all layers.
+fn row_tokens(model: &ArchConfig) -> f64 {
+    let hidden = model.hidden_size;
+    let heads = 2 * (model.num_attention_heads + model.num_key_value_heads) * model.head_dim;
+    let layer = hidden * (heads + 3 * model.intermediate_size);
+    (2 * model.vocab_size * hidden) as f64 / (model.num_hidden_layers * layer) as f64
+}
+
+fn at_most_a_day(field: &'static str, ms: u64) -> Result<(), InvalidConfig> {
+    const DAY: u64 = 24 * 60 * 60 * 1000;
+    match ms <= DAY {
+        true => Ok(()),
+        false => Err(InvalidConfig::new(field, ms, format!("at most {DAY}, a day"))),
+    }
 }
 
 fn at_least_one(field: &'static str, value: usize) -> Result<(), InvalidConfig> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use async_channel::Sender;
@@ -14,11 +15,13 @@ use bitnet_model::kv::KvCache;
 
 use crate::config::{EngineConfig, Limits};
 use crate::error::{EngineError, InvalidConfig};
-use crate::handle::Permit;
-use crate::request::{Request, Work};
+use crate::handle::{Job, Permit};
+use crate::options::RequestOptions;
+use crate::request::Work;
 use crate::sampler::SampleError;
 use crate::scheduler::{Entry, Finished, Plan, Scheduler};
 use crate::sequence::{FinishReason, SeqId, Task};
+use crate::stats::{Counters, End, Observer};
 
 /// What the engine tells the one who asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +56,16 @@ struct Client {
     /// Held until the first step, so that it counts as waiting.
     permit: Option<Permit>,
     score: bool,
+    submitted: Instant,
+    /// When the last token was drawn.
+    last: Option<Instant>,
+    deadline: Option<Instant>,
+    /// To go on when nobody receives any more.
+    detached: bool,
+}
+
+fn store(counter: &AtomicU64, value: u64) {
+    counter.store(value, Ordering::Relaxed);
 }
 
 /// A model at work. Owned by one thread; nothing is locked.
@@ -63,6 +76,8 @@ pub struct Engine<B: Backend> {
     scheduler: Scheduler,
     clients: HashMap<SeqId, Client>,
     limits: Limits,
+    counters: Arc<Counters>,
+    observer: Arc<dyn Observer>,
     /// The step under way, here to use its memory again.
     step: Step,
 }
@@ -80,7 +95,11 @@ struct Step {
 
 impl<B: Backend> Engine<B> {
     /// An engine with nothing to do. The cache's memory is reserved, and used as sequences grow.
-    pub fn new(model: Arc<Model<B>>, config: &EngineConfig) -> Result<Self, InvalidConfig> {
+    pub fn new(
+        model: Arc<Model<B>>,
+        config: &EngineConfig,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, InvalidConfig> {
         let limits = config.limits(model.config())?;
         let kv = KvCache::new(&**model.backend(), model.config(), config.kv_dtype, limits.pages);
         let (scratch, scheduler) = (model.scratch(), Scheduler::new(limits));
@@ -91,8 +110,11 @@ impl<B: Backend> Engine<B> {
             max_batch_size = limits.max_batch_size,
             "engine ready"
         );
-        let (clients, step) = (HashMap::new(), Step::default());
-        Ok(Self { model, kv, scratch, scheduler, clients, limits, step })
+        let (clients, step, counters) = (HashMap::new(), Step::default(), Arc::default());
+        let engine =
+            Self { model, kv, scratch, scheduler, clients, limits, counters, observer, step };
+        engine.count();
+        Ok(engine)
     }
 
     /// The limits that requests are checked against.
@@ -113,22 +135,32 @@ impl<B: Backend> Engine<B> {
         self.scheduler.is_idle()
     }
 
+    /// Figures about it.
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
     /// Takes a request that was checked by the handle.
-    pub(crate) fn add(&mut self, request: Request, events: Sender<Event>, permit: Option<Permit>) {
+    pub(crate) fn add(&mut self, Job { request, events, permit, submitted }: Job) {
+        let score = matches!(request.work, Work::Score { .. });
+        let RequestOptions { deadline, detached, .. } = request.options;
+        let (permit, last) = (Some(permit), None);
+        let client = Client { events, permit, score, submitted, last, deadline, detached };
         let generate = matches!(request.work, Work::Generate { .. });
         if generate && request.ids.len() == self.limits.max_seq_len {
-            let _ = events.try_send(Event::Finished(FinishReason::Context)); // no room for an answer
+            // There is no room for an answer.
+            client.end(Event::Finished(FinishReason::Context), &*self.observer, Instant::now());
             return;
         }
-        let score = matches!(request.work, Work::Score { .. });
-        let id = self.scheduler.add(request);
-        self.clients.insert(id, Client { events, permit, score });
+        let id = self.scheduler.add(request, submitted);
+        self.clients.insert(id, client);
     }
 
     /// Computes the next step of everything that is to be done. Returns the number of tokens computed.
     pub fn step(&mut self) -> usize {
-        self.drop_cancelled();
+        self.drop_unwanted();
         if !self.scheduler.plan(&mut self.step.plan) {
+            self.count();
             return 0;
         }
         self.announce();
@@ -138,44 +170,80 @@ impl<B: Backend> Engine<B> {
         scheduler.fill(&mut step.batch, &step.plan);
         let begin = Instant::now();
         let logits = model.forward(&step.batch, kv, scratch);
-        scheduler.observe(&step.plan, begin.elapsed());
+        let time = begin.elapsed();
+        scheduler.observe(&step.plan, time);
+        self.observer.step(step.batch.len(), step.plan.entries.len(), time);
         let phase = profile.phase(Phase::Sampling);
         step.draw(logits, scheduler, clients);
         drop(phase);
         self.deliver();
+        self.count();
         let Step { plan, batch, .. } = &self.step;
         tracing::trace!(tokens = batch.len(), sequences = plan.entries.len(), "step");
         batch.len()
     }
 
-    /// After a panic in [`Self::step`]: ends what was running with an error and begins anew with what waits.
+    /// After a panic in [`Self::step`]: begins anew with what was running and may be retried, and ends the rest with an error.
     pub(crate) fn recover(&mut self, message: &str) {
         self.scratch = self.model.scratch();
-        for id in self.scheduler.remove_running() {
+        self.counters.failed_steps.fetch_add(1, Ordering::Relaxed);
+        for id in self.scheduler.restart_running() {
             self.fail(id, EngineError::Panicked { message: message.to_owned() });
         }
+        self.count();
     }
 
-    /// Sequences whose receiving end is gone.
-    fn drop_cancelled(&mut self) {
-        let scheduler = &mut self.scheduler;
-        self.clients.retain(|id, client| {
-            let wanted = !client.events.is_closed();
-            if !wanted {
+    /// Ends sequences whose receiving end is gone, and those whose time is over.
+    fn drop_unwanted(&mut self) {
+        let now = Instant::now();
+        let Self { scheduler, clients, observer, .. } = self;
+        clients.retain(|id, client| {
+            let cancelled = client.events.is_closed() && !client.detached;
+            let late = client.deadline.is_some_and(|deadline| deadline <= now);
+            if cancelled {
+                client.end(Event::Finished(FinishReason::Cancelled), &**observer, now);
+            } else if late && client.permit.is_some() {
+                client.end(Event::Failed(EngineError::DeadlineExceeded), &**observer, now);
+            } else if late {
+                client.end(Event::Finished(FinishReason::Deadline), &**observer, now);
+            }
+            if cancelled || late {
                 scheduler.remove(*id);
             }
-            wanted
+            !(cancelled || late)
         });
+    }
+
+    /// Passes the scheduler's figures on.
+    fn count(&self) {
+        let (counters, scheduler) = (&self.counters, &self.scheduler);
+        let pool = scheduler.pool();
+        store(&counters.running, scheduler.running() as u64);
+        store(&counters.kv_pages, pool.total() as u64);
+        store(&counters.kv_pages_used, (pool.total() - pool.available()) as u64);
+        store(&counters.kv_pages_kept, pool.kept() as u64);
+        store(&counters.preemptions, scheduler.preemptions());
+        store(&counters.evicted_pages, pool.stats().evicted);
+        let [base, token, pair] = scheduler.step_model().costs().map(f64::to_bits);
+        store(&counters.step_base, base);
+        store(&counters.step_token, token);
+        store(&counters.step_pair, pair);
     }
 
     /// Tells those whose first step this is.
     fn announce(&mut self) {
-        let Self { step, clients, scheduler, .. } = self;
+        let Self { step, clients, scheduler, counters, observer, .. } = self;
         let at = Instant::now();
+        counters.steps.fetch_add(1, Ordering::Relaxed);
         for entry in &step.plan.entries {
             let Some(client) = clients.get_mut(&entry.id) else { continue };
             if client.permit.take().is_some() {
-                let cached = scheduler.running_mut(entry.id).and_then(|s| s.cached).unwrap_or(0);
+                let sequence =
+                    scheduler.running_mut(entry.id).expect("plans name running sequences");
+                let (prompt, cached) = (sequence.prompt_len, sequence.cached.unwrap_or(0));
+                counters.prompt_tokens.fetch_add(prompt as u64, Ordering::Relaxed);
+                counters.cached_tokens.fetch_add(cached as u64, Ordering::Relaxed);
+                observer.started(at.saturating_duration_since(client.submitted));
                 let started = Event::Started { at, cached };
                 let _ = client.events.try_send(started); // whoever is gone is found in the next step
             }
@@ -184,10 +252,17 @@ impl<B: Backend> Engine<B> {
 
     /// Books the step and tells what came of it.
     fn deliver(&mut self) {
-        let Self { scheduler, clients, step, .. } = self;
+        let Self { scheduler, clients, step, counters, observer, .. } = self;
         let at = Instant::now();
         scheduler.commit(&step.plan, &step.drawn, |id, tokens, finished| {
-            let Some(client) = clients.get(&id) else { return };
+            let Some(client) = clients.get_mut(&id) else { return };
+            if !tokens.is_empty() {
+                counters.generated_tokens.fetch_add(tokens.len() as u64, Ordering::Relaxed);
+                match client.last.replace(at) {
+                    None => observer.first_token(at.saturating_duration_since(client.submitted)),
+                    Some(last) => observer.tokens(tokens.len(), at.saturating_duration_since(last)),
+                }
+            }
             for &id in tokens {
                 let _ = client.events.try_send(Event::Token { id, at });
             }
@@ -196,7 +271,7 @@ impl<B: Backend> Engine<B> {
                 Some(Finished::Generated(reason)) => Event::Finished(reason),
                 Some(Finished::AllRows) => Event::AllRows,
             };
-            let _ = client.events.try_send(last);
+            client.end(last, &**observer, at);
             clients.remove(&id);
         });
         for (id, error) in std::mem::take(&mut self.step.failed) {
@@ -208,8 +283,21 @@ impl<B: Backend> Engine<B> {
         tracing::debug!(%error, "request failed");
         self.scheduler.remove(id);
         if let Some(client) = self.clients.remove(&id) {
-            let _ = client.events.try_send(Event::Failed(error));
+            client.end(Event::Failed(error), &*self.observer, Instant::now());
         }
+    }
+}
+
+impl Client {
+    /// Tells the last event.
+    fn end(&self, last: Event, observer: &dyn Observer, at: Instant) {
+        let after = at.saturating_duration_since(self.submitted);
+        match &last {
+            Event::Finished(reason) => observer.ended(End::Generated(reason), after),
+            Event::Failed(error) => observer.ended(End::Failed(error), after),
+            _ => observer.ended(End::AllRows, after),
+        }
+        let _ = self.events.try_send(last); // whoever is gone needs to know nothing
     }
 }
 
@@ -222,9 +310,11 @@ impl Step {
         clients: &HashMap<SeqId, Client>,
     ) {
         self.drawn.clear();
-        let mut rows = (0..logits.len()).map(|row| logits.row(row));
+        let mut next = 0;
         for entry in &self.plan.entries {
-            let rows = rows.by_ref().take(entry.outputs.len());
+            // Of the rows of a draft, those after the first that was wrong are left.
+            let rows = (next..next + entry.outputs.len()).map(|row| logits.row(row));
+            next += entry.outputs.len();
             let sequence = scheduler.running_mut(entry.id).expect("plans name running sequences");
             let tokens = sequence.tokens.len();
             let drawn = match &sequence.task {

@@ -55,6 +55,21 @@ pub enum EngineError {
         /// Requests that wait.
         waiting: usize,
     },
+    /// The prompts of those that wait have as many tokens as they may have.
+    #[error(
+        "the prompts of the {waiting} requests that wait have {tokens} tokens; with this one they would have more than {limit}"
+    )]
+    QueueTokens {
+        /// Requests that wait.
+        waiting: usize,
+        /// Their tokens.
+        tokens: usize,
+        /// Most of them.
+        limit: usize,
+    },
+    /// The deadline came before the turn.
+    #[error("the request did not begin before its deadline")]
+    DeadlineExceeded,
     /// The model gave something that no token can be drawn from.
     #[error("no token can be drawn after {tokens} tokens")]
     Sample {
@@ -101,6 +116,13 @@ impl EngineError {
             }
             Self::QueueFull { .. } => {
                 "try again when a request has finished, or raise max_waiting".into()
+            }
+            Self::QueueTokens { .. } => {
+                "try again when a request has finished, or raise max_waiting_tokens".into()
+            }
+            Self::DeadlineExceeded => {
+                "allow more time, send fewer requests at once, or give this one a higher priority"
+                    .into()
             }
             Self::Sample { .. } => {
                 "the weights may be damaged or read in a wrong layout; compare the file's checksum"

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::Instant;
 
 use async_channel::{Receiver, Sender};
 use bitnet_kernels::backend::Backend;
@@ -14,12 +15,14 @@ use crate::config::{EngineConfig, Limits};
 use crate::engine::{Engine, Event};
 use crate::error::{EngineError, InvalidConfig};
 use crate::request::{Request, Work};
+use crate::stats::{Counters, EngineStats, Observer};
 
 /// Submits requests to an engine. Clones share it; when the last is gone, the engine finishes what it has begun and ends.
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
     orders: Sender<Order>,
-    waiting: Arc<AtomicUsize>,
+    waiting: Arc<Waiting>,
+    counters: Arc<Counters>,
     limits: Limits,
     vocab_size: usize,
     profile: Arc<Profile>,
@@ -53,19 +56,31 @@ impl Stepwise {
 }
 
 /// A request, where its results go, and its place among those that wait.
-struct Job {
-    request: Request,
-    events: Sender<Event>,
-    permit: Permit,
+pub(crate) struct Job {
+    pub request: Request,
+    pub events: Sender<Event>,
+    pub permit: Permit,
+    pub submitted: Instant,
 }
 
-/// A place among the requests that wait; given back when dropped.
+/// What waits.
+#[derive(Debug, Default)]
+struct Waiting {
+    requests: AtomicUsize,
+    tokens: AtomicUsize,
+}
+
+/// A place among the requests that wait, and room for tokens; given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Permit(Arc<AtomicUsize>);
+pub(crate) struct Permit {
+    waiting: Arc<Waiting>,
+    tokens: usize,
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.waiting.requests.fetch_sub(1, Ordering::Relaxed);
+        self.waiting.tokens.fetch_sub(self.tokens, Ordering::Relaxed);
     }
 }
 
@@ -77,9 +92,21 @@ pub fn spawn<B: Backend>(
     model: Arc<Model<B>>,
     config: &EngineConfig,
 ) -> Result<EngineHandle, EngineError> {
+    spawn_observed(model, config, Arc::new(()))
+}
+
+/// [`spawn`], with somebody who is told what happens.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_observed<B: Backend>(
+    model: Arc<Model<B>>,
+    config: &EngineConfig,
+    observer: Arc<dyn Observer>,
+) -> Result<EngineHandle, EngineError> {
     let (vocab_size, profile) = (model.config().vocab_size, Arc::clone(model.backend().profile()));
-    let engine = Engine::new(model, config)?;
-    let limits = engine.limits();
+    let engine = Engine::new(model, config, observer)?;
+    let (limits, counters) = (engine.limits(), Arc::clone(engine.counters()));
     let (orders, queue) = async_channel::unbounded(); // bounded by the permits
     let refused = |error: std::io::Error| EngineError::Thread { message: error.to_string() };
     let (sender, attached) = mpsc::channel();
@@ -93,7 +120,7 @@ pub fn spawn<B: Backend>(
     };
     std::thread::Builder::new().name("bitnet-engine".into()).spawn(work).map_err(refused)?;
     attached.recv().map_err(|_| EngineError::Stopped)?.map_err(refused)?;
-    Ok(EngineHandle { orders, waiting: Arc::default(), limits, vocab_size, profile })
+    Ok(EngineHandle { orders, waiting: Arc::default(), counters, limits, vocab_size, profile })
 }
 
 /// Takes orders and computes steps until nothing is left and nobody can bring more.
@@ -112,7 +139,7 @@ fn run<B: Backend>(mut engine: Engine<B>, queue: &Receiver<Order>) {
 
 fn follow<B: Backend>(engine: &mut Engine<B>, order: Order, queue: &Receiver<Order>) {
     match order {
-        Order::Work(job) => engine.add(job.request, job.events, Some(job.permit)),
+        Order::Work(job) => engine.add(job),
         Order::Stepwise(orders, done) => {
             while let Ok(steps) = orders.recv() {
                 for _ in 0..steps {
@@ -153,7 +180,17 @@ impl EngineHandle {
 
     /// Requests that wait for their first step.
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.waiting.requests.load(Ordering::Relaxed)
+    }
+
+    /// What the engine does, and has done.
+    pub fn stats(&self) -> EngineStats {
+        let Waiting { requests, tokens } = &*self.waiting;
+        EngineStats {
+            waiting: requests.load(Ordering::Relaxed),
+            waiting_tokens: tokens.load(Ordering::Relaxed),
+            ..self.counters.read()
+        }
     }
 
     /// Sends a request to the engine. Dropping the receiver cancels it.
@@ -162,9 +199,9 @@ impl EngineHandle {
     /// If the request does not fit the model, or too many wait already; nothing is ever put off.
     pub fn submit(&self, request: Request) -> Result<Receiver<Event>, EngineError> {
         self.check(&request)?;
-        let permit = self.permit()?;
+        let permit = self.permit(request.ids.len())?;
         let (events, receiver) = async_channel::unbounded(); // bounded by the context: an event for each token
-        let job = Job { request, events, permit };
+        let job = Job { request, events, permit, submitted: Instant::now() };
         self.orders.try_send(Order::Work(job)).map_err(|_| EngineError::Stopped)?;
         Ok(receiver)
     }
@@ -186,7 +223,8 @@ impl EngineHandle {
     }
 
     fn check(&self, request: &Request) -> Result<(), EngineError> {
-        let Request { ids, work } = request;
+        let Request { ids, work, options } = request;
+        options.check()?;
         let (tokens, context) = (ids.len(), self.limits.max_seq_len);
         if tokens == 0 {
             return Err(EngineError::EmptyPrompt);
@@ -212,17 +250,25 @@ impl EngineHandle {
         }
     }
 
-    fn permit(&self) -> Result<Permit, EngineError> {
-        let limit = self.limits.max_waiting;
-        self.waiting
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1))
+    fn permit(&self, tokens: usize) -> Result<Permit, EngineError> {
+        let Waiting { requests, tokens: all } = &*self.waiting;
+        let Limits { max_waiting, max_waiting_tokens: limit, .. } = self.limits;
+        let update = |count: &AtomicUsize, next: &dyn Fn(usize) -> Option<usize>| {
+            count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next)
+        };
+        let before = update(requests, &|n| (n < max_waiting).then_some(n + 1))
             .map_err(|waiting| EngineError::QueueFull { waiting })?;
-        Ok(Permit(Arc::clone(&self.waiting)))
+        let added = update(all, &|n| (n == 0 || n + tokens <= limit).then_some(n + tokens));
+        if let Err(found) = added {
+            requests.fetch_sub(1, Ordering::Relaxed);
+            return Err(EngineError::QueueTokens { waiting: before, tokens: found, limit });
+        }
+        Ok(Permit { waiting: Arc::clone(&self.waiting), tokens })
     }
 
     /// The logits after each of `ids` from index `from` on, `[ids.len() - from, vocab_size]`. Blocks.
     pub fn logits(&self, ids: Vec<u32>, from: usize) -> Result<Vec<f32>, EngineError> {
-        collect_rows(&self.submit(Request { ids, work: Work::Logits { from } })?)
+        collect_rows(&self.submit(Request::new(ids, Work::Logits { from }))?)
     }
 }
 

@@ -9,18 +9,24 @@ mod draft;
 pub mod engine;
 pub mod error;
 pub mod handle;
+pub mod options;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
+pub mod stats;
+pub mod step_model;
 pub mod stream;
+mod wait_queue;
 
 pub use block_pool::EvictionStrategy;
 pub use config::{EngineConfig, InferenceConfig};
 pub use error::{EngineError, InvalidConfig};
-pub use handle::{EngineHandle, Stepwise, spawn};
+pub use handle::{EngineHandle, Stepwise, spawn, spawn_observed};
+pub use options::{Queue, RequestOptions};
 pub use request::{
     DraftStrategy, GenerationConfig, Request, SamplingParams, SamplingStrategy, Work,
 };
 pub use sequence::{FinishReason, Stop};
+pub use stats::{End, EngineStats, Observer};
 pub use stream::{Generation, Output, Piece, Timings};

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use serde::{Deserialize, Serialize};
 
 use crate::error::InvalidConfig;
+use crate::options::RequestOptions;
 
 /// How the next token is chosen: which filter the choice rests on.
 ///
@@ -229,6 +230,15 @@ pub struct Request {
     pub ids: Vec<u32>,
     /// What to do.
     pub work: Work,
+    /// How it is served beside others.
+    pub options: RequestOptions,
+}
+
+impl Request {
+    /// A request that is served as any other.
+    pub fn new(ids: Vec<u32>, work: Work) -> Self {
+        Self { ids, work, options: RequestOptions::default() }
+    }
 }
 
 /// What a request wants of its tokens.

@@ -1,13 +1,20 @@
 //! One request on its way: its tokens, its pages, how far it has come.
 
+use std::sync::Arc;
+
 use bitnet_kernels::kv::PAGE;
 use bitnet_kernels::logits::{LogitRow, Wanted};
 
 use crate::block_pool::Chain;
 use crate::draft::Drafting;
+use crate::options::{Queue, RequestOptions};
 use crate::request::{DraftStrategy, Request, Work};
 use crate::sampler::{SampleError, Sampler};
 use crate::scheduler::{Entry, Finished};
+use crate::wait_queue::Rank;
+
+/// Tokens of an answer that a queue is charged in advance, at most.
+const LIKELY_ANSWER: usize = 128;
 
 /// A sequence's name as long as it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +29,8 @@ pub enum FinishReason {
     Length,
     /// Prompt and answer fill the context.
     Context,
+    /// The time for it was over.
+    Deadline,
     /// Nobody wanted more.
     Cancelled,
 }
@@ -42,6 +51,7 @@ impl std::fmt::Display for FinishReason {
             Self::Stop(Stop::Text(text)) => write!(f, "stop (text {text:?})"),
             Self::Length => f.write_str("length"),
             Self::Context => f.write_str("context"),
+            Self::Deadline => f.write_str("deadline"),
             Self::Cancelled => f.write_str("cancelled"),
         }
     }
@@ -51,6 +61,16 @@ impl std::fmt::Display for FinishReason {
 #[derive(Debug)]
 pub struct Sequence {
     pub(crate) id: SeqId,
+    pub(crate) queue: Queue,
+    pub(crate) priority: i32,
+    /// Its place among those that wait, and among those that run.
+    pub(crate) rank: Rank,
+    pub(crate) cache_salt: Option<Arc<str>>,
+    pub(crate) retries_left: u32,
+    /// What its queue was charged for it, in tokens.
+    pub(crate) paid: usize,
+    /// How many of `tokens` have been told to whoever asked.
+    pub(crate) told: usize,
     pub(crate) prompt_len: usize,
     /// Prompt and answer.
     pub(crate) tokens: Vec<u32>,
@@ -83,7 +103,9 @@ pub(crate) enum Task {
 }
 
 impl Sequence {
-    pub(crate) fn new(id: SeqId, request: Request) -> Self {
+    /// A sequence that has not begun, of a request that came so many microseconds after the first one.
+    pub(crate) fn new(id: SeqId, request: Request, micros: i64) -> Self {
+        let RequestOptions { queue, priority, cache_salt, max_retries, .. } = request.options;
         let task = match request.work {
             Work::Generate { sampling, max_new_tokens, stop_ids } => Task::Generate {
                 drafting: (sampling.draft == DraftStrategy::Ngram).then(Drafting::new),
@@ -96,6 +118,13 @@ impl Sequence {
         };
         Self {
             id,
+            queue,
+            priority,
+            rank: Rank { micros, id },
+            cache_salt,
+            retries_left: max_retries,
+            paid: 0,
+            told: request.ids.len(),
             prompt_len: request.ids.len(),
             tokens: request.ids,
             computed: 0,
@@ -135,6 +164,20 @@ impl Sequence {
         tokens / PAGE
     }
 
+    /// Tokens computed for it; those that had to be computed again count once.
+    pub(crate) fn used(&self) -> usize {
+        self.computed.saturating_sub(self.cached.unwrap_or(0))
+    }
+
+    /// Tokens that it will likely have computed when it is over.
+    pub(crate) fn likely_use(&self) -> usize {
+        let answer = match self.task {
+            Task::Generate { max_new_tokens, .. } => max_new_tokens.min(LIKELY_ANSWER),
+            Task::Rows { .. } => 0,
+        };
+        self.wanted() - self.cached.unwrap_or(0) + answer
+    }
+
     /// Forgets its pages, which it returns, as if it had not begun.
     pub(crate) fn restart(&mut self) -> Vec<u32> {
         (self.computed, self.filed) = Default::default();
@@ -144,6 +187,18 @@ impl Sequence {
     /// Pages that all its tokens need.
     pub(crate) fn pages_needed(&self) -> usize {
         self.wanted().div_ceil(PAGE)
+    }
+
+    /// Whether it may come to need more pages than it has.
+    pub(crate) fn may_grow(&self, max_seq_len: usize) -> bool {
+        let most = match self.task {
+            // The last token is drawn and not computed.
+            Task::Generate { max_new_tokens, .. } => {
+                (self.prompt_len.saturating_add(max_new_tokens)).min(max_seq_len) - 1
+            }
+            Task::Rows { .. } => self.wanted(),
+        };
+        most.div_ceil(PAGE) > self.pages.len()
     }
 
     /// Which of the next `count` tokens need logits, by their index in the sequence.

@@ -159,7 +159,7 @@ fn check_engine() {
             max_new_tokens: 20 + STEPS,
             stop_ids: Vec::new(),
         };
-        let events = engine.unwrap().submit(Request { ids: vec![376, 39, 68], work }).unwrap();
+        let events = engine.unwrap().submit(Request::new(vec![376, 39, 68], work)).unwrap();
         let (mut tokens, mut at) = (0, Vec::new());
         while let Ok(event) = events.recv_blocking() {
             if let Event::Token { .. } = event {

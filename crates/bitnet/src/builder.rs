@@ -29,7 +29,7 @@ use crate::config::{LoadingStrategy, ModelConfig};
 use crate::error::Error;
 use crate::info::{self, ModelInfo};
 use crate::lock::{self, MemoryLock};
-use crate::model::BitNetModel;
+use crate::model::{BitNetModel, Weights};
 
 type Progress = Box<dyn Fn(LoadProgress) + Send + Sync>;
 
@@ -254,8 +254,8 @@ impl ModelBuilder {
         let backend = if self.fused { backend } else { backend.unfused() };
         let backend = Arc::new(self.with_packing(backend, ternary_weights(&arch)));
         let (model, packed_cache) = self.weights(&checkpoint, &backend, threads, begin, kept)?;
-        let (head, ternary_bytes) = (model.head_record(), model.ternary_bytes());
-        let handle = spawn(model, &engine)?;
+        let ternary_bytes = model.ternary_bytes();
+        let handle = spawn(Arc::clone(&model), &engine)?;
         let memory_lock = match self.config.lock_memory {
             true => lock::lock(),
             false => MemoryLock::NotAsked,
@@ -271,7 +271,8 @@ impl ModelBuilder {
             seconds = info.load_time.as_secs_f64(),
             "model loaded"
         );
-        Ok(BitNetModel::new(handle, tokenizer, arch, info, head))
+        let weights = Weights { model, asked: self.config.clone() };
+        Ok(BitNetModel::new(weights, handle, Arc::new(tokenizer), info))
     }
 
     /// The model on this backend, with the weights that are kept or with others, which are kept from now on.

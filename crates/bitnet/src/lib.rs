@@ -33,8 +33,8 @@ mod quantization;
 mod stream;
 
 pub use bitnet_inference::{
-    DraftStrategy, EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig,
-    Output, Piece, SamplingStrategy, Stop, Timings,
+    DraftStrategy, EngineError, EngineStats, FinishReason, GenerationConfig, InferenceConfig,
+    InvalidConfig, Output, Piece, Queue, RequestOptions, SamplingStrategy, Stop, Timings,
 };
 pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
 pub use bitnet_kernels::cpu::level::{CpuFeatures, SimdLevel};

@@ -4,12 +4,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bitnet_inference::{EngineHandle, Generation, GenerationConfig, Output, Request, Work};
+use bitnet_inference::{
+    EngineConfig, EngineHandle, EngineStats, Generation, GenerationConfig, InferenceConfig, Output,
+    Request, RequestOptions, Work, spawn,
+};
+use bitnet_kernels::cpu::CpuBackend;
+use bitnet_kernels::cpu::packing::PackingChoice;
 use bitnet_kernels::head::{HeadCounts, HeadRecord};
+use bitnet_kernels::kv::PAGE;
 use bitnet_model::config::ArchConfig;
+use bitnet_model::decoder::Model;
 use bitnet_model::tokenizer::Tokenizer;
 
 use crate::builder::ModelBuilder;
+use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::info::ModelInfo;
 use crate::perplexity::{self, Perplexity, PerplexityInput, PerplexityMethod, PerplexityProgress};
@@ -36,12 +44,24 @@ pub struct BitNetModel(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    weights: Weights,
     engine: EngineHandle,
-    tokenizer: Tokenizer,
-    config: ArchConfig,
+    tokenizer: Arc<Tokenizer>,
     info: ModelInfo,
     stop_ids: Vec<u32>,
     head: Option<Arc<HeadRecord>>,
+}
+
+/// A model in memory, and how it was asked for.
+pub(crate) struct Weights {
+    pub model: Arc<Model<CpuBackend>>,
+    pub asked: ModelConfig,
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Weights").field("asked", &self.asked).finish_non_exhaustive()
+    }
 }
 
 /// What a model gives after each token, before any sampling.
@@ -75,16 +95,58 @@ impl BitNetModel {
     }
 
     pub(crate) fn new(
+        weights: Weights,
         engine: EngineHandle,
-        tokenizer: Tokenizer,
-        config: ArchConfig,
+        tokenizer: Arc<Tokenizer>,
         info: ModelInfo,
-        head: Option<Arc<HeadRecord>>,
     ) -> Self {
-        let mut stop_ids = [tokenizer.eos_ids(), &config.eos_token_ids].concat();
+        let model = &weights.model;
+        let mut stop_ids = [tokenizer.eos_ids(), &model.config().eos_token_ids].concat();
         stop_ids.sort_unstable();
         stop_ids.dedup();
-        Self(Arc::new(Inner { engine, tokenizer, config, info, stop_ids, head }))
+        let head = model.head_record();
+        Self(Arc::new(Inner { weights, engine, tokenizer, info, stop_ids, head }))
+    }
+
+    /// Another engine on the same weights, with compute threads and a cache for keys and values of its own: `threads` of them, with
+    /// 0 as in [`ModelConfig::threads`].
+    ///
+    /// One engine that takes all requests together does more, as it reads the weights once for all of them; several keep groups
+    /// of requests apart, each on processors of its own.
+    ///
+    /// ```
+    /// # #[cfg(feature = "demo-model")] {
+    /// use bitnet::{BitNetModel, GenerationConfig, InferenceConfig};
+    ///
+    /// let model = BitNetModel::demo().load()?;
+    /// let other = model.replica(1, InferenceConfig::default())?;
+    /// # let config = GenerationConfig { max_new_tokens: 4, ..Default::default() };
+    /// # assert_eq!(model.generate_blocking("Once", &config)?.ids, other.generate_blocking("Once", &config)?.ids);
+    /// # }
+    /// # Ok::<(), bitnet::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the system refuses threads, or the limits do not suit the model.
+    pub fn replica(&self, threads: usize, inference: InferenceConfig) -> Result<Self, Error> {
+        let begin = Instant::now();
+        let Inner { weights: Weights { model, asked }, tokenizer, info, .. } = &*self.0;
+        let asked = ModelConfig { threads, threads_batch: 0, ..asked.clone() };
+        let plan = asked.thread_plan()?;
+        let threads = plan.threads();
+        let backend = CpuBackend::with_plan(model.backend().isa(), &plan)
+            .map_err(|source| Error::Threads { threads, source })?;
+        let packing = PackingChoice::Fixed(model.backend().packing().packing);
+        let model = Arc::new(model.with_backend(Arc::new(backend.with_packing(packing))));
+        let (max_seq_len, kv_dtype) = (asked.max_seq_len, asked.kv_dtype);
+        let engine = spawn(Arc::clone(&model), &EngineConfig { max_seq_len, kv_dtype, inference })?;
+        let info = ModelInfo {
+            threads,
+            kv_cache_bytes: engine.limits().pages * PAGE * info.kv_bytes_per_token,
+            load_time: begin.elapsed(),
+            ..info.clone()
+        };
+        Ok(Self::new(Weights { model, asked }, engine, Arc::clone(tokenizer), info))
     }
 
     /// Continues a text, tokens or a conversation. Works on any async runtime; dropping the future ends the work.
@@ -149,6 +211,16 @@ impl BitNetModel {
         prompt: impl Into<Prompt>,
         config: &GenerationConfig,
     ) -> Result<GenerationStream, Error> {
+        self.generate_stream_with(prompt, config, RequestOptions::default())
+    }
+
+    /// [`generate_stream`](Self::generate_stream), served beside others as the options say.
+    pub fn generate_stream_with(
+        &self,
+        prompt: impl Into<Prompt>,
+        config: &GenerationConfig,
+        options: RequestOptions,
+    ) -> Result<GenerationStream, Error> {
         let submitted = Instant::now();
         let sampling = config.sampling()?;
         let prompt = prompt.into();
@@ -159,7 +231,7 @@ impl BitNetModel {
         };
         let max_new_tokens = config.max_new_tokens;
         let work = Work::Generate { sampling, max_new_tokens, stop_ids };
-        let events = self.0.engine.submit(Request { ids: ids.clone(), work })?;
+        let events = self.0.engine.submit(Request { ids: ids.clone(), work, options })?;
         let decoder = prompt.decoder(&self.0.tokenizer);
         let stop = config.stop.clone();
         Ok(GenerationStream::new(Generation::new(events, decoder, stop, ids, submitted)))
@@ -173,7 +245,7 @@ impl BitNetModel {
     /// The logits after each of the tokens. Blocks.
     pub fn logits(&self, ids: &[u32]) -> Result<Logits, Error> {
         let data = self.0.engine.logits(ids.to_vec(), 0)?;
-        Ok(Logits { tokens: ids.len(), vocab: self.0.config.vocab_size, data })
+        Ok(Logits { tokens: ids.len(), vocab: self.config().vocab_size, data })
     }
 
     /// How well the model predicts a text, in windows of `window` tokens. Blocks; `progress` is told of each window.
@@ -194,7 +266,12 @@ impl BitNetModel {
 
     /// The hyperparameters.
     pub fn config(&self) -> &ArchConfig {
-        &self.0.config
+        self.0.weights.model.config()
+    }
+
+    /// What the engine does at this moment, and what it has done.
+    pub fn stats(&self) -> EngineStats {
+        self.0.engine.stats()
     }
 
     /// What was loaded, and what was chosen for it.

@@ -99,11 +99,7 @@ enum Head {
 pub fn run(args: &SynthArgs, console: &Console) -> Result<()> {
     let begin = Instant::now();
     let plan = plan(args)?;
-    if args.output.exists() && !args.force {
-        return Err(Failure::input(format!("{} exists already", args.output.display()))
-            .hint("name another file, or replace it with --force")
-            .into());
-    }
+    check_output(args)?;
     write(&plan, args, console)?;
     let checkpoint =
         Checkpoint::open(&args.output, &OpenOptions::default()).map_err(Error::from)?;
@@ -117,6 +113,21 @@ pub fn run(args: &SynthArgs, console: &Console) -> Result<()> {
         report::seconds(begin.elapsed()),
     )?;
     Ok(out.flush()?)
+}
+
+/// Renaming would put a file in the place of a device, pipe or link, for everyone on the machine: `--force` is for files.
+fn check_output(args: &SynthArgs) -> Result<(), Failure> {
+    let refuse =
+        |what, hint| Err(Failure::input(format!("{} {what}", args.output.display())).hint(hint));
+    match fs::symlink_metadata(&args.output) {
+        Ok(found) if !found.is_file() => {
+            refuse("is no ordinary file, expected one to write", "name another file")
+        }
+        Ok(_) if !args.force => {
+            refuse("exists already", "name another file, or replace it with --force")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn plan(args: &SynthArgs) -> Result<Plan> {

@@ -135,6 +135,47 @@ fn options_that_contradict_each_other_are_refused_with_the_reason() {
 }
 
 #[test]
+fn hints_name_flags_that_there_are() {
+    let heldout = testdata("demo-model/heldout.txt");
+    let table: [(&[&str], &str); 6] = [
+        (&["benchmark", "-p", "0", "-n", "0"], "-n/--max-tokens"),
+        (&["run", "-p", "x", "--load", "lazy", "--no-mmap"], "--no-mmap"),
+        (&["run", "-p", "x", "--load", "lazy", "--mlock"], "--mlock"),
+        (&["run", "-p", "x", "-c", "1"], "by 1 token, or raise -c/--ctx-size"),
+        (&["run", "-p", "x", "-c", "9999"], "-c/--ctx-size"),
+        (&["perplexity", "-f", heldout.to_str().unwrap(), "--ctx", "9999"], "--ctx"),
+    ];
+    for (args, hint) in table {
+        let end = run(args.iter().copied());
+        assert_eq!(end.code, Some(2), "{args:?}: {}", end.stderr);
+        let found = end.stderr.lines().find(|line| line.starts_with("hint: ")).unwrap_or_default();
+        assert!(found.split(" sets it").next().unwrap().contains(hint), "{args:?}: {}", end.stderr);
+        let flag = found.split([' ', '/']).find(|word| word.starts_with("--")).unwrap();
+        let help = run([args[0], "--help"]).text();
+        assert!(
+            help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n")),
+            "{flag}"
+        );
+    }
+}
+
+#[test]
+fn layouts_of_tensors_that_a_model_does_not_have_are_a_warning() {
+    let gguf = testdata("golden/gguf/bitnet-tiny-I2_S.gguf");
+    let folder = testdata("golden/bitnet-tiny");
+    for (model, flag, value, warned) in [
+        (&folder, "--i2s-layout", "block64", true),
+        (&folder, "--i2s-layout", "block128", false),
+        (&gguf, "--i2s-layout", "block64", false),
+        (&gguf, "--packed-layout", "wf-msb", true),
+    ] {
+        let end = run(["run", "-p", "x", "-n", "1", "-m", model.to_str().unwrap(), flag, value]);
+        let warning = format!("warning: {flag} changes nothing");
+        assert_eq!(end.stderr.contains(&warning), warned, "{flag} {value}: {}", end.stderr);
+    }
+}
+
+#[test]
 fn prompts_that_cannot_be_are_refused() {
     check(&["run"], &["no prompt", "hint: give one with -p TEXT"]);
     check(&["run", "-f", "/no/such/file"], &["/no/such/file: cannot be read"]);

@@ -103,6 +103,22 @@ fn a_file_is_not_overwritten_unless_that_is_wanted() {
     synth(directory.path(), "m.gguf", &["--preset", "tiny", "--force"]);
 }
 
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_never_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let (pipe, link) = (directory.path().join("pipe"), directory.path().join("link"));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::os::unix::fs::symlink("elsewhere", &link).unwrap();
+    for path in [&pipe, &link, &directory.path().to_owned()] {
+        let before = std::fs::symlink_metadata(path).unwrap().file_type();
+        let end = run(["synth", "--preset", "tiny", "--force", "-o", path.to_str().unwrap()]);
+        assert_eq!(end.code, Some(2), "{}", end.stderr);
+        assert!(end.stderr.contains("is no ordinary file"), "{}", end.stderr);
+        assert_eq!(std::fs::symlink_metadata(path).unwrap().file_type(), before);
+    }
+}
+
 #[test]
 fn dimensions_that_cannot_be_are_refused() {
     for (args, part) in [

@@ -9,13 +9,19 @@ use crate::block_pool::EvictionStrategy;
 use crate::request::{DraftStrategy, GenerationConfig, Work};
 use crate::sequence::Stop;
 
+mod service;
+
 const LIMITS: Limits = Limits {
     max_seq_len: 4 * PAGE,
     pages: 8,
     max_batch_size: 4,
     max_batch_tokens: 100,
     max_outputs: 30,
+    step_target: None,
+    row_tokens: 0.3,
     max_waiting: 100,
+    max_waiting_tokens: 1000,
+    priority_step: Duration::from_secs(1),
     prefix_cache: false,
     eviction: EvictionStrategy::Lru,
 };
@@ -29,7 +35,7 @@ fn generate(prompt_len: usize, max_new_tokens: usize) -> Request {
 fn generate_with(draft: DraftStrategy, prompt_len: usize, max_new_tokens: usize) -> Request {
     let sampling = GenerationConfig { draft, ..Default::default() }.sampling().unwrap();
     let work = Work::Generate { sampling, max_new_tokens, stop_ids: vec![99] };
-    Request { ids: vec![1; prompt_len], work }
+    Request::new(vec![1; prompt_len], work)
 }
 
 /// Draws for each entry that generates; `token` says what follows the token of an index.
@@ -44,6 +50,11 @@ fn draw(scheduler: &mut Scheduler, plan: &Plan, token: impl Fn(usize) -> u32) ->
         if generates && rows.len() > 0 { scheduler.draw(entry, rows).unwrap() } else { 0 }
     };
     plan.entries.iter().map(&mut count).collect()
+}
+
+/// A request that comes now.
+fn add(scheduler: &mut Scheduler, request: Request) -> SeqId {
+    scheduler.add(request, Instant::now())
 }
 
 fn plan(scheduler: &mut Scheduler) -> Option<Plan> {
@@ -85,7 +96,7 @@ fn step(scheduler: &mut Scheduler, token: u32) -> (Vec<(u64, usize)>, Vec<Event>
 fn check(limits: Limits, requests: &[Request], expected: &[&[(u64, usize)]]) {
     let mut scheduler = Scheduler::new(limits);
     for request in requests {
-        scheduler.add(request.clone());
+        add(&mut scheduler, request.clone());
     }
     let steps: Vec<_> = expected.iter().map(|_| step(&mut scheduler, 5).0).collect();
     assert_eq!(steps, expected);
@@ -132,18 +143,18 @@ fn a_sequence_without_room_waits_and_none_overtakes_it() {
 
 #[test]
 fn rows_of_logits_are_limited_too() {
-    let score = Request { ids: vec![1; 50], work: Work::Score { from: 11 } };
+    let score = Request::new(vec![1; 50], Work::Score { from: 11 });
     // Rows 10 to 48 are wanted, 30 in a step; the last token predicts nothing.
     check(LIMITS, &[score], &[&[(0, 40)], &[(0, 9)]]);
-    let logits = Request { ids: vec![1; 50], work: Work::Logits { from: 0 } };
+    let logits = Request::new(vec![1; 50], Work::Logits { from: 0 });
     check(LIMITS, &[logits, generate(10, 2)], &[&[(0, 30), (1, 9)], &[(1, 1), (0, 20)]]);
 }
 
 #[test]
 fn the_wanted_rows_are_those_of_the_batch() {
     let mut scheduler = Scheduler::new(LIMITS);
-    scheduler.add(generate(5, 2));
-    scheduler.add(Request { ids: vec![2; 6], work: Work::Score { from: 4 } });
+    add(&mut scheduler, generate(5, 2));
+    add(&mut scheduler, Request::new(vec![2; 6], Work::Score { from: 4 }));
     let plan = plan(&mut scheduler).unwrap();
     let batch = batch(&scheduler, &plan);
     assert_eq!(batch.ids, [1, 1, 1, 1, 1, 2, 2, 2, 2, 2]);
@@ -154,7 +165,7 @@ fn the_wanted_rows_are_those_of_the_batch() {
 #[track_caller]
 fn check_end(request: Request, token: u32, expected: FinishReason) {
     let mut scheduler = Scheduler::new(LIMITS);
-    scheduler.add(request);
+    add(&mut scheduler, request);
     let last = loop {
         let (_, events) = step(&mut scheduler, token);
         if let Some(Event { finished: Some(finished), .. }) = events.into_iter().next() {
@@ -176,7 +187,7 @@ fn a_generation_ends_for_one_of_three_reasons() {
 #[test]
 fn the_context_holds_prompt_and_answer() {
     let mut scheduler = Scheduler::new(LIMITS);
-    scheduler.add(generate(LIMITS.max_seq_len - 3, 9));
+    add(&mut scheduler, generate(LIMITS.max_seq_len - 3, 9));
     let mut tokens = 0;
     while !scheduler.is_idle() {
         tokens += step(&mut scheduler, 5).1.iter().map(|event| event.tokens.len()).sum::<usize>();
@@ -189,15 +200,15 @@ fn the_sequence_that_came_last_makes_room() {
     // Each fills a page; then both need another, and one is left.
     let limits = Limits { pages: 3, ..LIMITS };
     let mut scheduler = Scheduler::new(limits);
-    scheduler.add(generate(PAGE - 1, 10));
-    scheduler.add(generate(PAGE - 1, 10));
+    add(&mut scheduler, generate(PAGE - 1, 10));
+    add(&mut scheduler, generate(PAGE - 1, 10));
     let mut steps: Vec<_> = (0..4).map(|_| step(&mut scheduler, 5).0).collect();
     assert_eq!(steps.remove(0), [(0, 63), (1, 37)]);
     assert_eq!(steps.remove(0), [(0, 1), (1, 26)]);
     assert_eq!(steps.remove(0), [(0, 1), (1, 1)]);
     // Sequence 0 has taken the third page; sequence 1 gives its page back and waits until it can compute all again.
     assert_eq!(steps.remove(0), [(0, 1)]);
-    assert_eq!(scheduler.waiting.front().unwrap().tokens.len(), PAGE + 1);
+    assert_eq!(scheduler.waiting.first().unwrap().tokens.len(), PAGE + 1);
     let mut steps = Vec::new();
     while !scheduler.is_idle() {
         steps.push(step(&mut scheduler, 5).0);
@@ -209,7 +220,7 @@ fn the_sequence_that_came_last_makes_room() {
 #[test]
 fn removing_a_sequence_frees_its_pages() {
     let mut scheduler = Scheduler::new(LIMITS);
-    let ids = [scheduler.add(generate(PAGE, 9)), scheduler.add(generate(4 * PAGE, 9))];
+    let ids = [add(&mut scheduler, generate(PAGE, 9)), add(&mut scheduler, generate(4 * PAGE, 9))];
     step(&mut scheduler, 5);
     assert_eq!(scheduler.free_pages(), 3);
     scheduler.remove(ids[0]);
@@ -229,7 +240,7 @@ fn a_beginning_that_was_computed_is_not_computed_again() {
     let (a, b) = (2 * PAGE + 5, PAGE);
     check(limits, &requests, &[&[(0, a)], &[(1, b)], &[(2, b)]]);
     // Of a text to be scored, what comes before the first row that is wanted.
-    let score = |from| Request { ids: vec![1; 3 * PAGE], work: Work::Score { from } };
+    let score = |from| Request::new(vec![1; 3 * PAGE], Work::Score { from });
     let requests = [generate(3 * PAGE, 1), score(2 * PAGE), score(2 * PAGE + 1)];
     let limits = Limits { max_outputs: 1000, ..limits };
     check(limits, &requests, &[&[(0, 3 * PAGE)], &[(1, 2 * PAGE - 1)], &[(2, PAGE - 1)]]);
@@ -238,12 +249,12 @@ fn a_beginning_that_was_computed_is_not_computed_again() {
 #[test]
 fn an_answer_is_found_by_the_next_turn() {
     let mut scheduler = Scheduler::new(Limits { max_batch_tokens: 1000, ..SHARING });
-    scheduler.add(generate(PAGE - 3, 5));
+    add(&mut scheduler, generate(PAGE - 3, 5));
     while !scheduler.is_idle() {
         step(&mut scheduler, 7);
     }
     let ids = [vec![1; PAGE - 3], vec![7; 5], vec![2; 4]].concat();
-    scheduler.add(Request { ids, ..generate(1, 1) });
+    add(&mut scheduler, Request { ids, ..generate(1, 1) });
     assert_eq!(step(&mut scheduler, 7).0, [(1, 6)]);
     assert_eq!(scheduler.prefix_stats().shared, 1);
 }
@@ -251,22 +262,22 @@ fn an_answer_is_found_by_the_next_turn() {
 #[test]
 fn the_last_token_of_an_answer_is_not_in_the_cache() {
     let mut scheduler = Scheduler::new(Limits { max_batch_tokens: 1000, ..SHARING });
-    scheduler.add(generate(PAGE - 5, 5));
+    add(&mut scheduler, generate(PAGE - 5, 5));
     while !scheduler.is_idle() {
         step(&mut scheduler, 7);
     }
     let ids = [vec![1; PAGE - 5], vec![7; 5], vec![2; 4]].concat();
-    scheduler.add(Request { ids, ..generate(1, 1) });
+    add(&mut scheduler, Request { ids, ..generate(1, 1) });
     assert_eq!(step(&mut scheduler, 7).0, [(1, PAGE + 4)]);
 }
 
 #[test]
 fn who_waits_for_room_does_not_count_on_the_pages_that_it_shares() {
     let mut scheduler = Scheduler::new(Limits { pages: 4, max_batch_tokens: 1000, ..SHARING });
-    scheduler.add(Request { ids: vec![3; 2 * PAGE], ..generate(1, 1) });
+    add(&mut scheduler, Request { ids: vec![3; 2 * PAGE], ..generate(1, 1) });
     step(&mut scheduler, 5);
-    scheduler.add(generate(PAGE + 1, 9));
-    scheduler.add(Request { ids: vec![3; 3 * PAGE], ..generate(1, 1) });
+    add(&mut scheduler, generate(PAGE + 1, 9));
+    add(&mut scheduler, Request { ids: vec![3; 3 * PAGE], ..generate(1, 1) });
     assert_eq!(step(&mut scheduler, 5).0, [(1, PAGE + 1)]);
     assert_eq!(scheduler.prefix_stats().shared, 0, "it did not begin");
 }
@@ -274,8 +285,8 @@ fn who_waits_for_room_does_not_count_on_the_pages_that_it_shares() {
 #[test]
 fn two_that_run_together_end_up_with_the_same_pages() {
     let mut scheduler = Scheduler::new(Limits { max_batch_tokens: 1000, ..SHARING });
-    scheduler.add(generate(2 * PAGE + 1, 9));
-    scheduler.add(generate(2 * PAGE + 1, 9));
+    add(&mut scheduler, generate(2 * PAGE + 1, 9));
+    add(&mut scheduler, generate(2 * PAGE + 1, 9));
     step(&mut scheduler, 5);
     assert_eq!(scheduler.running[0].pages[..2], scheduler.running[1].pages[..2]);
     assert_eq!(scheduler.free_pages(), 8 - 4);
@@ -286,8 +297,8 @@ fn two_that_run_together_end_up_with_the_same_pages() {
 fn a_sequence_that_made_room_finds_its_pages_again() {
     let limits = Limits { pages: 4, max_batch_tokens: 1000, ..SHARING };
     let mut scheduler = Scheduler::new(limits);
-    scheduler.add(generate(PAGE - 1, 10));
-    scheduler.add(Request { ids: vec![3; 2 * PAGE - 1], ..generate(1, 10) });
+    add(&mut scheduler, generate(PAGE - 1, 10));
+    add(&mut scheduler, Request { ids: vec![3; 2 * PAGE - 1], ..generate(1, 10) });
     let steps: Vec<_> = (0..3).map(|_| step(&mut scheduler, 5).0).collect();
     // Three pages were held, then the first sequence took the fourth, and the second gave its two back.
     assert_eq!(steps, [vec![(0, PAGE - 1), (1, 2 * PAGE - 1)], vec![(0, 1), (1, 1)], vec![(0, 1)]]);
@@ -302,7 +313,7 @@ fn a_sequence_that_made_room_finds_its_pages_again() {
 fn kept_pages_make_room_for_sequences() {
     let mut scheduler = Scheduler::new(Limits { max_batch_tokens: 1000, ..SHARING });
     for token in 0..20 {
-        scheduler.add(Request { ids: vec![token; 3 * PAGE], ..generate(1, 1) });
+        add(&mut scheduler, Request { ids: vec![token; 3 * PAGE], ..generate(1, 1) });
         step(&mut scheduler, 5);
         assert!(scheduler.is_idle());
         assert_eq!(scheduler.free_pages(), 8);
@@ -313,7 +324,7 @@ fn kept_pages_make_room_for_sequences() {
 #[test]
 fn a_draft_that_is_right_saves_steps_and_a_wrong_one_costs_nothing_but_time() {
     let mut scheduler = Scheduler::new(LIMITS);
-    scheduler.add(generate_with(DraftStrategy::Ngram, 10, 12));
+    add(&mut scheduler, generate_with(DraftStrategy::Ngram, 10, 12));
     let mut steps = Vec::new();
     while let Some(plan) = plan(&mut scheduler) {
         assert_eq!(
@@ -340,7 +351,7 @@ fn plan_with_draft(
     let config = GenerationConfig { draft: DraftStrategy::Ngram, ..config.clone() };
     let (sampling, max_new_tokens) = (config.sampling().unwrap(), config.max_new_tokens);
     let work = Work::Generate { sampling, max_new_tokens, stop_ids: vec![99] };
-    scheduler.add(Request { ids: ids.to_vec(), work });
+    add(scheduler, Request::new(ids.to_vec(), work));
     for &token in tokens {
         let plan = plan(scheduler).unwrap();
         scheduler.observe(&plan, Duration::from_millis(1));
@@ -397,7 +408,7 @@ fn drafts_of_many_sequences_stay_within_the_budgets() {
     for limits in [Limits { max_batch_tokens: 7, ..LIMITS }, Limits { max_outputs: 7, ..LIMITS }] {
         let mut scheduler = Scheduler::new(limits);
         for _ in 0..3 {
-            scheduler.add(generate_with(DraftStrategy::Ngram, 4, 30));
+            add(&mut scheduler, generate_with(DraftStrategy::Ngram, 4, 30));
         }
         let mut most = 0;
         for _ in 0..12 {
@@ -416,10 +427,8 @@ fn drafts_of_many_sequences_stay_within_the_budgets() {
 
 fn requests() -> impl Strategy<Value = Vec<(usize, Request)>> {
     let request = (1..4 * PAGE, 1..80usize, 0..4u8).prop_map(|(len, count, kind)| match kind {
-        0 if len > 1 => {
-            Request { ids: vec![1; len], work: Work::Score { from: 1 + count % (len - 1) } }
-        }
-        1 => Request { ids: vec![1; len], work: Work::Logits { from: count % len } },
+        0 if len > 1 => Request::new(vec![1; len], Work::Score { from: 1 + count % (len - 1) }),
+        1 => Request::new(vec![1; len], Work::Logits { from: count % len }),
         2 => generate_with(DraftStrategy::Ngram, len, count),
         _ => generate(len, count),
     });
@@ -452,7 +461,7 @@ proptest! {
                     Work::Score { from } => (0, request.ids.len() - from),
                     Work::Logits { from } => (0, request.ids.len() - from),
                 };
-                wanted.insert(scheduler.add(request), left);
+                wanted.insert(add(&mut scheduler, request), left);
             }
             pause = pause.saturating_sub(1);
             let Some(plan) = plan(&mut scheduler) else {

@@ -137,7 +137,7 @@ fn drafts_change_the_number_of_steps_and_not_the_answer() {
         let answers = [DraftStrategy::Off, DraftStrategy::Ngram].map(|draft| {
             let sampling = GenerationConfig { draft, ..config.clone() }.sampling().unwrap();
             let work = Work::Generate { sampling, max_new_tokens: 150, stop_ids: vec![] };
-            let request = Request { ids: [5, 6, 7, 8].repeat(8), work };
+            let request = Request::new([5, 6, 7, 8].repeat(8), work);
             let answer = tokens(&engine.submit(request).unwrap());
             (answer, std::mem::take(&mut *model.backend().steps.lock().unwrap()))
         });
@@ -146,6 +146,28 @@ fn drafts_change_the_number_of_steps_and_not_the_answer() {
         let steps = answers.map(|(_, steps)| steps.len());
         assert!(config.temperature > 0.0 || steps[1] < steps[0], "{steps:?}");
     }
+}
+
+#[test]
+fn drafts_of_several_answers_at_once_change_none_of_them() {
+    let engine = spawn(load(TINY, cpu()), &exact()).unwrap();
+    let request = |index: u32| {
+        let (sampling_strategy, seed) = (SamplingStrategy::Temperature, Some(index.into()));
+        let draft = DraftStrategy::Ngram;
+        let config = GenerationConfig {
+            sampling_strategy,
+            temperature: 0.5,
+            seed,
+            draft,
+            ..Default::default()
+        };
+        let sampling = config.sampling().unwrap();
+        let work = Work::Generate { sampling, max_new_tokens: 60, stop_ids: vec![] };
+        Request::new([5, 6, 7, index].repeat(8), work)
+    };
+    let alone: Vec<_> = (0..6).map(|i| tokens(&engine.submit(request(i)).unwrap())).collect();
+    let running: Vec<_> = (0..6).map(|i| engine.submit(request(i)).unwrap()).collect();
+    assert_eq!(running.iter().map(tokens).collect::<Vec<_>>(), alone);
 }
 
 #[test]
@@ -246,7 +268,7 @@ fn requests_that_do_not_fit_the_model_are_refused() {
         let (Work::Score { from } | Work::Logits { from }) = work else { unreachable!() };
         let expected = format!("at least {least} and below the number of tokens, 2");
         let invalid = InvalidConfig { field: "from", found: from.to_string(), expected };
-        assert_eq!(error(Request { ids: vec![1, 2], work }), EngineError::Config(invalid));
+        assert_eq!(error(Request::new(vec![1, 2], work)), EngineError::Config(invalid));
     }
 }
 
@@ -266,8 +288,7 @@ fn scores_are_those_of_the_logits() {
     let logits = engine.logits(ids.clone(), 0).unwrap();
     assert_eq!(logits.len(), 150 * 384);
     assert_eq!(engine.logits(ids.clone(), 149).unwrap(), logits[149 * 384..]);
-    let events =
-        engine.submit(Request { ids: ids.clone(), work: Work::Score { from: 100 } }).unwrap();
+    let events = engine.submit(Request::new(ids.clone(), Work::Score { from: 100 })).unwrap();
     let scores = bitnet_inference::handle::collect_rows(&events).unwrap();
     assert_eq!(scores.len(), 50);
     for (score, index) in scores.iter().zip(100..) {

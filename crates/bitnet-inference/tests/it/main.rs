@@ -3,4 +3,6 @@
 mod engine;
 mod faulty;
 mod golden;
+mod service;
+mod stress;
 mod support;

@@ -29,10 +29,8 @@ pub fn exact() -> EngineConfig {
 /// Greedy, whatever the tokens.
 pub fn generate(ids: &[u32], max_new_tokens: usize) -> Request {
     let sampling = GenerationConfig::default().sampling().unwrap();
-    Request {
-        ids: ids.to_vec(),
-        work: Work::Generate { sampling, max_new_tokens, stop_ids: Vec::new() },
-    }
+    let work = Work::Generate { sampling, max_new_tokens, stop_ids: Vec::new() };
+    Request::new(ids.to_vec(), work)
 }
 
 /// All tokens of a generation, and its end.

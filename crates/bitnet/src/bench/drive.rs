@@ -101,6 +101,7 @@ pub(super) fn room_for(
         max_batch_tokens: default.max_batch_tokens.max(2 * sequences),
         max_waiting: default.max_waiting.max(sequences),
         kv_cache_bytes: positions.saturating_mul(bytes_per_token),
+        step_target_ms: 0,   // nobody waits for the next token
         prefix_cache: false, // every measurement computes what it says
         ..default
     }
@@ -127,7 +128,7 @@ fn submit(
             max_new_tokens: tokens,
             stop_ids: Vec::new(),
         };
-        engine.submit(Request { ids, work })
+        engine.submit(Request::new(ids, work))
     };
     Ok(prompts.into_iter().map(submit).collect::<Result<_, _>>()?)
 }
