@@ -133,6 +133,12 @@ impl<S> Portions<S> {
 }
 
 impl Portions<Generation> {
+    /// Waits for the next portion; none after the end.
+    pub fn next_blocking(&mut self) -> Option<Result<Piece, EngineError>> {
+        let mut portions = Pin::new(self);
+        async_io::block_on(std::future::poll_fn(|context| portions.as_mut().poll_next(context)))
+    }
+
     /// Ends the generation; the text so far is its result, of which the last portion is still to come.
     pub fn cancel(&mut self) {
         self.stream.cancel();
@@ -267,6 +273,15 @@ mod tests {
         assert_eq!(ids(block_on(portions.next())), [0]);
         assert_eq!(block_on(portions.next()), Some(Err(EngineError::Stopped)));
         assert_eq!(block_on(portions.next()), None);
+    }
+
+    #[test]
+    fn the_engine_gets_its_part() {
+        let config = StreamingConfig { max_retries: 3, cancellable: false, ..CONFIG };
+        let options = config.apply(RequestOptions { priority: 2, ..Default::default() });
+        let expected =
+            RequestOptions { priority: 2, max_retries: 3, detached: true, ..Default::default() };
+        assert_eq!(options, expected);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bitnet_inference::config::Limits;
-use bitnet_inference::{EngineConfig, InferenceConfig, spawn};
+use bitnet_inference::{InferenceConfig, spawn};
 use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::cpu::packing::{PackingChoice, PackingReason};
@@ -16,7 +16,7 @@ use bitnet_kernels::cpu::topology::Topology;
 use bitnet_kernels::cpu::{CpuBackend, affinity};
 use bitnet_kernels::device::Device;
 use bitnet_kernels::head::HeadType;
-use bitnet_kernels::kv::PAGE;
+use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_model::decoder::{CacheUse, LoadOptions, LoadProgress, Model, Place};
 use bitnet_model::format::{Checkpoint, TokenizerSource};
 #[cfg(feature = "hub")]
@@ -74,6 +74,7 @@ struct Found {
     packed_cache: CacheUse,
     memory_lock: MemoryLock,
     limits: Limits,
+    kv_dtype: KvType,
     ternary_bytes: u64,
 }
 
@@ -242,11 +243,7 @@ impl ModelBuilder {
         let checkpoint = self.source.open(&self.config)?;
         let arch = checkpoint.config().clone();
         let tokenizer = tokenizer(&checkpoint)?;
-        let engine = EngineConfig {
-            max_seq_len: self.config.max_seq_len,
-            kv_dtype: self.config.kv_dtype,
-            inference: self.inference.clone(),
-        };
+        let engine = self.config.engine(&self.inference, arch.max_position_embeddings)?;
         let limits = engine.limits(&arch)?; // before the work of loading
         let threads = plan.threads();
         let backend = CpuBackend::with_plan(isa, plan)
@@ -260,7 +257,8 @@ impl ModelBuilder {
             true => lock::lock(),
             false => MemoryLock::NotAsked,
         };
-        let found = Found { device, packed_cache, memory_lock, limits, ternary_bytes };
+        let kv_dtype = engine.kv_dtype;
+        let found = Found { device, packed_cache, memory_lock, limits, kv_dtype, ternary_bytes };
         let info = self.info(&checkpoint, &backend, threads, found, begin);
         drop(checkpoint);
         tracing::info!(
@@ -328,11 +326,10 @@ impl ModelBuilder {
         checkpoint: &Checkpoint,
         backend: &CpuBackend,
         threads: usize,
-        Found { device, packed_cache, memory_lock, limits, ternary_bytes }: Found,
+        Found { device, packed_cache, memory_lock, limits, kv_dtype, ternary_bytes }: Found,
         begin: Instant,
     ) -> ModelInfo {
         let (encodings, bytes) = info::tensors(checkpoint);
-        let kv_dtype = self.config.kv_dtype;
         let kv_page = page_bytes(checkpoint.config(), kv_dtype);
         ModelInfo {
             name: self.source.name(checkpoint),
@@ -401,8 +398,6 @@ impl IntoFuture for ModelBuilder {
 
 #[cfg(all(test, feature = "demo-model"))]
 mod tests {
-    use bitnet_kernels::kv::KvType;
-
     use super::*;
 
     #[test]

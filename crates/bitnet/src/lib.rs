@@ -20,21 +20,28 @@
 //! below it are for those who build something else: `bitnet_inference` (scheduling), `bitnet_model` (files, layers) and
 //! `bitnet_kernels` (arithmetic).
 
+mod batch;
 pub mod bench;
 mod builder;
 mod config;
+mod default_model;
+mod dynamic_batch;
 mod error;
 mod info;
+mod kv_config;
 mod lock;
 mod model;
 mod perplexity;
 mod prompt;
 mod quantization;
+mod scheduler;
 mod stream;
 
+pub use batch::{BatchConfig, BatchOutput, PaddingStrategy};
 pub use bitnet_inference::{
-    DraftStrategy, EngineError, FinishReason, GenerationConfig, InferenceConfig, InvalidConfig,
-    Output, Piece, SamplingStrategy, Stop, Timings,
+    DraftStrategy, EngineError, EngineStats, EvictionStrategy, FinishReason, GenerationConfig,
+    InferenceConfig, InvalidConfig, Output, Piece, Queue, RequestOptions, SamplingStrategy, Stop,
+    StreamingConfig, Timings,
 };
 pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
 pub use bitnet_kernels::cpu::level::{CpuFeatures, SimdLevel};
@@ -59,13 +66,17 @@ pub use bitnet_model::hub;
 pub use bitnet_model::tokenizer::{ChatError, Message, Role, Special, Tokenizer, TokenizerError};
 pub use builder::ModelBuilder;
 pub use config::{LoadingStrategy, ModelConfig, automatic_threads};
+pub use default_model::set_default_model;
+pub use dynamic_batch::{DynamicBatchConfig, DynamicBatcher};
 pub use error::Error;
 pub use info::{EncodingInfo, ModelInfo, PartBytes};
+pub use kv_config::KVCacheConfig;
 pub use lock::{LockRefused, MemoryLock};
 pub use model::{BitNetModel, Logits};
 pub use perplexity::{Perplexity, PerplexityInput, PerplexityMethod, PerplexityProgress};
 pub use prompt::Prompt;
 pub use quantization::{QuantizationType, UnknownQuantization};
+pub use scheduler::{InferenceRequest, RequestScheduler, SchedulingStrategy};
 pub use stream::{BlockingGeneration, GenerationStream};
 
 /// The README's program.

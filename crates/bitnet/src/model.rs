@@ -4,7 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bitnet_inference::{EngineHandle, Generation, GenerationConfig, Output, Request, Work};
+use bitnet_inference::{
+    EngineHandle, EngineStats, Generation, GenerationConfig, Output, Request, RequestOptions,
+    StreamingConfig, Work,
+};
 use bitnet_kernels::head::{HeadCounts, HeadRecord};
 use bitnet_model::config::ArchConfig;
 use bitnet_model::tokenizer::Tokenizer;
@@ -149,20 +152,77 @@ impl BitNetModel {
         prompt: impl Into<Prompt>,
         config: &GenerationConfig,
     ) -> Result<GenerationStream, Error> {
+        let prompt = prompt.into();
+        let ids = self.encode(&prompt)?;
+        self.start(&prompt, ids, config, RequestOptions::default(), None)
+    }
+
+    /// [`generate_stream`](Self::generate_stream) with pieces in the portions, and within the times, that are wanted.
+    ///
+    /// ```
+    /// # #[cfg(feature = "demo-model")] futures_lite::future::block_on(async {
+    /// # let model = bitnet::BitNetModel::demo().await?;
+    /// # let config = bitnet::GenerationConfig { max_new_tokens: 10, ..Default::default() };
+    /// use bitnet_inference::StreamingConfig;
+    /// use futures_lite::StreamExt;
+    ///
+    /// let streaming_config = StreamingConfig {
+    ///     // Buffer size affects latency vs throughput
+    ///     buffer_size: 4, // Smaller = lower latency
+    ///     flush_interval_ms: 25, // Faster flushing for low latency
+    ///     max_retries: 1, // Fewer retries for speed
+    ///     token_timeout_ms: 1000, // 1 second timeout
+    ///     cancellable: true, // Enable cancellation for responsiveness
+    /// };
+    /// # let streaming_config = StreamingConfig { flush_interval_ms: 600_000, token_timeout_ms: 600_000, ..streaming_config };
+    /// let mut stream = model.generate_stream_with("Once upon a time", &config, streaming_config)?;
+    /// # let mut portions = Vec::new();
+    /// while let Some(piece) = stream.next().await {
+    ///     # let piece = piece.map(|piece| { portions.push(piece.ids.len()); piece });
+    ///     print!("{}", piece?.text);
+    /// }
+    /// # assert_eq!(portions, [4, 4, 2]);
+    /// # Ok::<(), bitnet::Error>(()) }).unwrap();
+    /// ```
+    pub fn generate_stream_with(
+        &self,
+        prompt: impl Into<Prompt>,
+        config: &GenerationConfig,
+        streaming: StreamingConfig,
+    ) -> Result<GenerationStream, Error> {
+        let prompt = prompt.into();
+        let ids = self.encode(&prompt)?;
+        self.start(&prompt, ids, config, RequestOptions::default(), Some(streaming))
+    }
+
+    /// Sends a prompt, whose tokens are `ids`, to the engine.
+    pub(crate) fn start(
+        &self,
+        prompt: &Prompt,
+        ids: Vec<u32>,
+        config: &GenerationConfig,
+        options: RequestOptions,
+        streaming: Option<StreamingConfig>,
+    ) -> Result<GenerationStream, Error> {
         let submitted = Instant::now();
         let sampling = config.sampling()?;
-        let prompt = prompt.into();
-        let ids = prompt.encode(&self.0.tokenizer)?;
+        let options = match &streaming {
+            Some(streaming) => {
+                streaming.check()?;
+                streaming.apply(options)
+            }
+            None => options,
+        };
         let stop_ids = match config.ignore_eos {
             true => Vec::new(),
             false => self.0.stop_ids.clone(),
         };
         let max_new_tokens = config.max_new_tokens;
         let work = Work::Generate { sampling, max_new_tokens, stop_ids };
-        let events = self.0.engine.submit(Request::new(ids.clone(), work))?;
+        let events = self.0.engine.submit(Request { ids: ids.clone(), work, options })?;
         let decoder = prompt.decoder(&self.0.tokenizer);
         let stop = config.stop.clone();
-        Ok(GenerationStream::new(Generation::new(events, decoder, stop, ids, submitted)))
+        GenerationStream::new(Generation::new(events, decoder, stop, ids, submitted), streaming)
     }
 
     /// The tokens of a prompt, as [`generate`](Self::generate) would continue them.
@@ -205,6 +265,11 @@ impl BitNetModel {
     /// What a [`HeadType::TwoStage`](crate::HeadType::TwoStage) head has done so far; nothing for any other.
     pub fn head_counts(&self) -> Option<HeadCounts> {
         self.0.head.as_ref().map(|head| head.counts())
+    }
+
+    /// What its engine does, and has done.
+    pub fn stats(&self) -> EngineStats {
+        self.0.engine.stats()
     }
 
     /// The tokens that end a generation.

@@ -4,4 +4,5 @@ mod generate;
 mod idle;
 mod load;
 mod perplexity;
+mod serving;
 mod support;
