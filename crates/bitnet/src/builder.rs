@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bitnet_inference::config::Limits;
-use bitnet_inference::{InferenceConfig, spawn};
+use bitnet_inference::{InferenceConfig, spawn_observed};
 use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::cpu::packing::{PackingChoice, PackingReason};
@@ -29,6 +29,8 @@ use crate::config::{LoadingStrategy, ModelConfig};
 use crate::error::Error;
 use crate::info::{self, ModelInfo};
 use crate::lock::{self, MemoryLock};
+use crate::metrics::MetricsCollector;
+use crate::metrics::recorder::Fan;
 use crate::model::BitNetModel;
 
 type Progress = Box<dyn Fn(LoadProgress) + Send + Sync>;
@@ -41,6 +43,7 @@ pub struct ModelBuilder {
     inference: InferenceConfig,
     progress: Progress,
     fused: bool,
+    metrics: Option<MetricsCollector>,
     #[cfg(feature = "hub")]
     hub: Option<HubConfig>,
 }
@@ -131,6 +134,7 @@ impl ModelBuilder {
             inference: InferenceConfig::default(),
             progress: Box::new(|_| {}),
             fused: true,
+            metrics: None,
             #[cfg(feature = "hub")]
             hub: None,
         }
@@ -160,6 +164,11 @@ impl ModelBuilder {
     /// Called after each matrix, from any of the loading threads.
     pub fn with_progress(self, progress: impl Fn(LoadProgress) + Send + Sync + 'static) -> Self {
         Self { progress: Box::new(progress), ..self }
+    }
+
+    /// Has a collector count what the model does.
+    pub fn with_metrics(self, collector: MetricsCollector) -> Self {
+        Self { metrics: Some(collector), ..self }
     }
 
     /// Where models named `hf:OWNER/NAME` come from and are kept. Without it such a name is an error.
@@ -245,6 +254,7 @@ impl ModelBuilder {
         let tokenizer = tokenizer(&checkpoint)?;
         let engine = self.config.engine(&self.inference, arch.max_position_embeddings)?;
         let limits = engine.limits(&arch)?; // before the work of loading
+        self.metrics.as_ref().map_or(Ok(()), MetricsCollector::open)?;
         let threads = plan.threads();
         let backend = CpuBackend::with_plan(isa, plan)
             .map_err(|source| Error::Threads { threads, source })?;
@@ -252,7 +262,9 @@ impl ModelBuilder {
         let backend = Arc::new(self.with_packing(backend, ternary_weights(&arch)));
         let (model, packed_cache) = self.weights(&checkpoint, &backend, threads, begin, kept)?;
         let (head, ternary_bytes) = (model.head_record(), model.ternary_bytes());
-        let handle = spawn(model, &engine)?;
+        let recorder = self.metrics.as_ref().map(|_| Arc::default());
+        let observer = Arc::new(Fan { recorder: recorder.clone(), ..Default::default() });
+        let handle = spawn_observed(model, &engine, Arc::clone(&observer) as _)?;
         let memory_lock = match self.config.lock_memory {
             true => lock::lock(),
             false => MemoryLock::NotAsked,
@@ -269,7 +281,12 @@ impl ModelBuilder {
             seconds = info.load_time.as_secs_f64(),
             "model loaded"
         );
-        Ok(BitNetModel::new(handle, tokenizer, arch, info, head))
+        let metrics = self.metrics.clone();
+        let model = BitNetModel::new(handle, tokenizer, arch, info, head, observer, metrics);
+        if let (Some(metrics), Some(recorder)) = (&self.metrics, recorder) {
+            metrics.watch(model.downgrade(), recorder);
+        }
+        Ok(model)
     }
 
     /// The model on this backend, with the weights that are kept or with others, which are kept from now on.

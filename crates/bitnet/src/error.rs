@@ -81,6 +81,14 @@ pub enum Error {
     /// Nobody said which model to take.
     #[error("there is no default model: BITNET_MODEL is not set, and no demo model is built in")]
     NoModel,
+    /// Metrics cannot be served where they should be.
+    #[error("metrics cannot be served at `{address}`")]
+    Metrics {
+        /// The address that was asked for.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Loading broke off.
     #[error("a bug ended the loading; its message is on stderr")]
     LoadingPanicked,
@@ -117,6 +125,9 @@ impl Error {
             Self::Lock(error) => Some(error.help().into()),
             Self::UnknownQueue { .. } => Some(
                 "add it with RequestScheduler::add_queue, and send the request through that".into(),
+            ),
+            Self::Metrics { .. } => Some(
+                "give HOST:PORT with a port that nobody uses; port 0 takes any that is free".into(),
             ),
             Self::NoModel => Some(
                 "hand a model over, call set_default_model, or set BITNET_MODEL to a path".into(),

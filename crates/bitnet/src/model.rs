@@ -1,7 +1,7 @@
 //! A model that answers.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bitnet_inference::{
@@ -15,6 +15,8 @@ use bitnet_model::tokenizer::Tokenizer;
 use crate::builder::ModelBuilder;
 use crate::error::Error;
 use crate::info::ModelInfo;
+use crate::metrics::MetricsCollector;
+use crate::metrics::recorder::{Fan, Windows};
 use crate::perplexity::{self, Perplexity, PerplexityInput, PerplexityMethod, PerplexityProgress};
 use crate::prompt::Prompt;
 use crate::stream::GenerationStream;
@@ -38,13 +40,17 @@ use crate::stream::GenerationStream;
 pub struct BitNetModel(Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
+pub(crate) struct Inner {
     engine: EngineHandle,
     tokenizer: Tokenizer,
     config: ArchConfig,
     info: ModelInfo,
     stop_ids: Vec<u32>,
     head: Option<Arc<HeadRecord>>,
+    observer: Arc<Fan>,
+    /// Held so that figures are served as long as there is the model.
+    #[expect(dead_code, reason = "it is there to be held")]
+    metrics: Option<MetricsCollector>,
 }
 
 /// What a model gives after each token, before any sampling.
@@ -83,11 +89,27 @@ impl BitNetModel {
         config: ArchConfig,
         info: ModelInfo,
         head: Option<Arc<HeadRecord>>,
+        observer: Arc<Fan>,
+        metrics: Option<MetricsCollector>,
     ) -> Self {
         let mut stop_ids = [tokenizer.eos_ids(), &config.eos_token_ids].concat();
         stop_ids.sort_unstable();
         stop_ids.dedup();
-        Self(Arc::new(Inner { engine, tokenizer, config, info, stop_ids, head }))
+        let inner = Inner { engine, tokenizer, config, info, stop_ids, head, observer, metrics };
+        Self(Arc::new(inner))
+    }
+
+    pub(crate) fn downgrade(&self) -> Weak<Inner> {
+        Arc::downgrade(&self.0)
+    }
+
+    pub(crate) fn upgrade(model: &Weak<Inner>) -> Option<Self> {
+        model.upgrade().map(Self)
+    }
+
+    /// Those who look at a stretch of time of this model.
+    pub(crate) fn windows(&self) -> &Windows {
+        &self.0.observer.windows
     }
 
     /// Continues a text, tokens or a conversation. Works on any async runtime; dropping the future ends the work.

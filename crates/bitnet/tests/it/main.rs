@@ -3,6 +3,7 @@
 mod generate;
 mod idle;
 mod load;
+mod metrics;
 mod perplexity;
 mod serving;
 mod support;
