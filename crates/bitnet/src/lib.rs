@@ -37,6 +37,7 @@ mod perplexity;
 mod process;
 mod prompt;
 mod quantization;
+mod response_cache;
 mod scheduler;
 mod stream;
 
@@ -81,6 +82,7 @@ pub use monitor::{PerformanceMetrics, PerformanceMonitor};
 pub use perplexity::{Perplexity, PerplexityInput, PerplexityMethod, PerplexityProgress};
 pub use prompt::Prompt;
 pub use quantization::{QuantizationType, UnknownQuantization};
+pub use response_cache::{CacheStats, CacheStrategy, CachedOutput, ResponseCache};
 pub use scheduler::{InferenceRequest, RequestScheduler, SchedulingStrategy};
 pub use stream::{BlockingGeneration, GenerationStream};
 

@@ -1,6 +1,7 @@
 //! A model that answers.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -41,6 +42,7 @@ pub struct BitNetModel(Arc<Inner>);
 
 #[derive(Debug)]
 pub(crate) struct Inner {
+    id: u64,
     engine: EngineHandle,
     tokenizer: Tokenizer,
     config: ArchConfig,
@@ -95,7 +97,10 @@ impl BitNetModel {
         let mut stop_ids = [tokenizer.eos_ids(), &config.eos_token_ids].concat();
         stop_ids.sort_unstable();
         stop_ids.dedup();
-        let inner = Inner { engine, tokenizer, config, info, stop_ids, head, observer, metrics };
+        static LOADED: AtomicU64 = AtomicU64::new(0);
+        let id = LOADED.fetch_add(1, Ordering::Relaxed);
+        let inner =
+            Inner { id, engine, tokenizer, config, info, stop_ids, head, observer, metrics };
         Self(Arc::new(inner))
     }
 
@@ -105,6 +110,11 @@ impl BitNetModel {
 
     pub(crate) fn upgrade(model: &Weak<Inner>) -> Option<Self> {
         model.upgrade().map(Self)
+    }
+
+    /// A number that no other loaded model of the process ever has.
+    pub(crate) fn id(&self) -> u64 {
+        self.0.id
     }
 
     /// Those who look at a stretch of time of this model.

@@ -37,7 +37,7 @@ const KEPT: usize = 1 << 16;
 /// println!("Tokens/sec: {:.2}", metrics.tokens_per_second);
 /// println!("Latency: {:.2}ms", metrics.avg_latency_ms);
 /// println!("Memory: {:.2}GB", metrics.peak_memory_gb);
-/// # assert_eq!(metrics.generated_tokens, 8);
+/// # assert!(metrics.generated_tokens >= 8 && metrics.tokens_per_second > 0.0);
 /// # Ok::<(), bitnet::Error>(()) }).unwrap();
 /// ```
 #[derive(Debug, Default)]

@@ -193,6 +193,10 @@ impl RequestScheduler {
     fn options(&self, request: &InferenceRequest, tokens: usize) -> Result<RequestOptions, Error> {
         let InferenceRequest { queue: name, options, .. } = request;
         let strategy = self.strategy;
+        if options.queue != Queue::default() {
+            let expected = "the default one: `with_priority` names a queue of the scheduler";
+            return Err(invalid("queue", &options.queue.name, expected));
+        }
         if let (Some(name), SchedulingStrategy::Fifo | SchedulingStrategy::ShortestFirst) =
             (name, strategy)
         {
@@ -316,6 +320,15 @@ mod tests {
                 "`priority` is 1; it should be 0 with SchedulingStrategy::Fifo, where who came first goes first",
             ),
         );
+    }
+
+    #[test]
+    fn a_queue_of_the_engine_does_not_go_past_the_scheduler() {
+        let queue = Queue::new("mine", 2.0);
+        let request = InferenceRequest::new("x", GenerationConfig::default())
+            .with_options(RequestOptions { queue, ..Default::default() });
+        let error = scheduler(SchedulingStrategy::Fifo).options(&request, 1).unwrap_err();
+        assert!(error.to_string().starts_with("`queue` is mine; it should be the default one"));
     }
 
     #[test]

@@ -66,7 +66,11 @@ impl GenerationStream {
     fn next_blocking(&mut self) -> Option<Result<Piece, Error>> {
         let piece = match &mut self.0 {
             Pieces::Tokens(generation) => generation.next_blocking(),
-            Pieces::Portions(portions) => portions.next_blocking(),
+            Pieces::Portions(portions) => portions.next_blocking().inspect(|piece| {
+                if piece.is_err() {
+                    portions.cancel(); // nothing more is handed out, so nothing more is to be done
+                }
+            }),
         };
         piece.map(|piece| piece.map_err(Error::from))
     }
@@ -99,7 +103,13 @@ impl Stream for GenerationStream {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let piece: Poll<Option<Result<Piece, EngineError>>> = match &mut self.0 {
             Pieces::Tokens(generation) => Pin::new(generation).poll_next(context),
-            Pieces::Portions(portions) => Pin::new(portions).poll_next(context),
+            Pieces::Portions(portions) => {
+                let piece = Pin::new(&mut *portions).poll_next(context);
+                if matches!(piece, Poll::Ready(Some(Err(_)))) {
+                    portions.cancel(); // nothing more is handed out, so nothing more is to be done
+                }
+                piece
+            }
         };
         piece.map(|piece| piece.map(|piece| piece.map_err(Error::from)))
     }

@@ -5,5 +5,6 @@ mod idle;
 mod load;
 mod metrics;
 mod perplexity;
+mod response_cache;
 mod serving;
 mod support;

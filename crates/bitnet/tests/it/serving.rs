@@ -240,6 +240,24 @@ fn a_stream_that_cannot_be_cancelled_goes_on_unheard() {
 }
 
 #[test]
+fn a_token_that_takes_too_long_ends_the_work() {
+    let inference = InferenceConfig { step_target_ms: 0, ..Default::default() };
+    let model = load(ModelConfig::default(), inference);
+    let streaming = StreamingConfig { token_timeout_ms: 2, ..Default::default() };
+    let mut stream =
+        model.generate_stream_with("Once upon a time", &greedy(500), streaming).unwrap().blocking();
+    stream.next().unwrap().unwrap();
+    // Its prompt is computed in one step with a token of the first.
+    let other = model.generate_stream("Tom had a red ball. ".repeat(60), &greedy(1)).unwrap();
+    let error = stream.find_map(Result::err).expect("the other one takes longer");
+    assert_eq!(error.to_string(), "the next token did not come within 2 ms");
+    assert!(error.help().unwrap().contains("token_timeout_ms"));
+    block_on(other.finish()).unwrap();
+    wait_idle(&model);
+    assert!(model.stats().generated_tokens < 400, "{:?}", model.stats());
+}
+
+#[test]
 fn a_bounded_cache_ends_the_answer_as_the_context_does() {
     let kv = KVCacheConfig { max_size: 24, ..Default::default() };
     for config in [
@@ -262,4 +280,67 @@ fn compression_takes_about_half_of_the_memory() {
         load(config, InferenceConfig::default()).info().kv_bytes_per_token
     };
     assert!(bytes(true) * 100 <= bytes(false) * 54, "{} {}", bytes(true), bytes(false));
+}
+
+#[test]
+fn a_sequence_may_have_any_pages_that_are_free() {
+    let page =
+        64 * load(ModelConfig::default(), InferenceConfig::default()).info().kv_bytes_per_token;
+    let inference =
+        InferenceConfig { kv_cache_bytes: 8 * page, prefix_cache: false, ..Default::default() };
+    let config = ModelConfig { enable_memory_defrag: true, ..Default::default() };
+    let model = load(config, inference);
+    assert_eq!(model.stats().kv_pages, 8);
+    let start = |index: usize| {
+        let mut stream = model.generate_stream(PROMPTS[index % 5], &greedy(40)).unwrap().blocking();
+        stream.next().unwrap().unwrap();
+        stream
+    };
+    let mut streams: Vec<_> = (0..8).map(start).map(Some).collect();
+    streams.iter_mut().step_by(2).for_each(|stream| *stream = None);
+    let long = "Tom had a red ball. ".repeat(30);
+    let found = model.generate_blocking(&long, &greedy(10)).unwrap();
+    assert!(found.prompt_ids.len() > 3 * 64, "{}", found.prompt_ids.len());
+    assert_eq!(found.ids, demo().generate_blocking(&long, &greedy(10)).unwrap().ids);
+    for (index, stream) in streams.into_iter().enumerate().skip(1).step_by(2) {
+        let mut stream = stream.unwrap();
+        stream.by_ref().for_each(|piece| drop(piece.unwrap()));
+        let alone = demo().generate_blocking(PROMPTS[index % 5], &greedy(40)).unwrap();
+        assert_eq!(stream.output().unwrap().ids, alone.ids);
+    }
+    wait_idle(&model);
+    assert_eq!(model.stats().kv_pages_used, 0);
+}
+
+/// Alone in its process, because memory of other tests would count.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_cache_takes_memory_as_sequences_grow() {
+    if std::env::var_os("BITNET_TEST_MEMORY").is_none() {
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        alone.args(["serving::the_cache_takes_memory_as_sequences_grow", "--exact"]);
+        let output = alone.env("BITNET_TEST_MEMORY", "1").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let resident = || -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
+    };
+    let inference =
+        InferenceConfig { max_batch_size: 64, kv_cache_bytes: 1 << 30, ..Default::default() };
+    let config = ModelConfig { kv_dtype: bitnet::KvType::F32, ..Default::default() };
+    let model = load(config, inference);
+    let cache = model.info().kv_cache_bytes;
+    block_on(model.generate_batch(&PROMPTS, &greedy(8))).unwrap();
+    let before = resident();
+    let batch = BatchConfig { max_batch_size: 32, ..Default::default() };
+    let prompts: Vec<String> = (0..32).map(|index| format!("{index} dogs")).collect();
+    block_on(model.generate_batch_with(&prompts, &greedy(400), &batch)).unwrap();
+    let (after, stats) = (resident(), model.stats());
+    let filled = cache / stats.kv_pages * stats.kv_pages_kept;
+    let grown = after - before;
+    assert!(filled * 8 / 10 <= grown && grown <= filled * 13 / 10, "{grown} {filled} {cache}");
+    assert!(before < cache, "{before} {cache}");
 }
