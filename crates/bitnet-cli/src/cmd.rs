@@ -8,6 +8,7 @@ mod inference;
 pub mod info;
 mod inspect;
 mod man;
+mod parallel;
 mod perplexity;
 mod synth;
 mod tokenize;
@@ -26,6 +27,7 @@ pub enum Command {
     Inspect(inspect::InspectArgs),
     #[command(visible_alias = "bench")]
     Benchmark(Box<benchmark::BenchmarkArgs>),
+    Parallel(Box<parallel::ParallelArgs>),
     Perplexity(Box<perplexity::PerplexityArgs>),
     Cache(cache::CacheCommandArgs),
     Synth(synth::SynthArgs),
@@ -41,6 +43,7 @@ pub fn run(command: Command, console: &Console) -> Result<()> {
         Command::Info(args) => info::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Benchmark(args) => benchmark::run(&args, console),
+        Command::Parallel(args) => parallel::run(*args, console),
         Command::Perplexity(args) => perplexity::run(&args, console),
         Command::Cache(args) => cache::run(&args, console),
         Command::Synth(args) => synth::run(&args, console),

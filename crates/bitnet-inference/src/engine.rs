@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use async_channel::Sender;
 use bitnet_kernels::backend::Backend;
 use bitnet_kernels::logits::{LogitRow, Logits};
 use bitnet_kernels::profile::Phase;
@@ -22,6 +21,7 @@ use crate::sampler::SampleError;
 use crate::scheduler::{Entry, Finished, Plan, Scheduler};
 use crate::sequence::{FinishReason, SeqId, Task};
 use crate::stats::{Counters, End, Observer};
+use crate::sync::channel::Sender;
 
 /// What the engine tells the one who asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -168,6 +168,7 @@ impl<B: Backend> Engine<B> {
         let profile = Arc::clone(model.backend().profile());
         let _step = profile.step(step.plan.entries.iter().map(Entry::tokens).sum());
         scheduler.fill(&mut step.batch, &step.plan);
+        let expected = scheduler.step_model().seconds(step.plan.size);
         let begin = Instant::now();
         let logits = model.forward(&step.batch, kv, scratch);
         let time = begin.elapsed();
@@ -179,7 +180,8 @@ impl<B: Backend> Engine<B> {
         self.deliver();
         self.count();
         let Step { plan, batch, .. } = &self.step;
-        tracing::trace!(tokens = batch.len(), sequences = plan.entries.len(), "step");
+        let (tokens, sequences) = (batch.len(), plan.entries.len());
+        tracing::trace!(tokens, sequences, seconds = time.as_secs_f64(), expected, "step");
         batch.len()
     }
 

@@ -2,11 +2,9 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Instant;
 
-use async_channel::{Receiver, Sender};
 use bitnet_kernels::backend::Backend;
 use bitnet_kernels::profile::Profile;
 use bitnet_model::decoder::Model;
@@ -16,6 +14,9 @@ use crate::engine::{Engine, Event};
 use crate::error::{EngineError, InvalidConfig};
 use crate::request::{Request, Work};
 use crate::stats::{Counters, EngineStats, Observer};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::channel::{self, Receiver, Sender};
+use crate::sync::{mpsc, thread};
 
 /// Submits requests to an engine. Clones share it; when the last is gone, the engine finishes what it has begun and ends.
 #[derive(Clone, Debug)]
@@ -31,7 +32,7 @@ pub struct EngineHandle {
 /// What an engine is told.
 enum Order {
     /// To answer a request.
-    Work(Job),
+    Work(Box<Job>),
     /// To compute as many steps as it receives here, and to tell when they are done, until there can be no more.
     Stepwise(mpsc::Receiver<usize>, mpsc::Sender<()>),
 }
@@ -107,7 +108,7 @@ pub fn spawn_observed<B: Backend>(
     let (vocab_size, profile) = (model.config().vocab_size, Arc::clone(model.backend().profile()));
     let engine = Engine::new(model, config, observer)?;
     let (limits, counters) = (engine.limits(), Arc::clone(engine.counters()));
-    let (orders, queue) = async_channel::unbounded(); // bounded by the permits
+    let (orders, queue) = channel::unbounded(); // bounded by the permits
     let refused = |error: std::io::Error| EngineError::Thread { message: error.to_string() };
     let (sender, attached) = mpsc::channel();
     let work = move || {
@@ -118,7 +119,7 @@ pub fn spawn_observed<B: Backend>(
             run(engine, &queue);
         }
     };
-    std::thread::Builder::new().name("bitnet-engine".into()).spawn(work).map_err(refused)?;
+    thread::Builder::new().name("bitnet-engine".into()).spawn(work).map_err(refused)?;
     attached.recv().map_err(|_| EngineError::Stopped)?.map_err(refused)?;
     Ok(EngineHandle { orders, waiting: Arc::default(), counters, limits, vocab_size, profile })
 }
@@ -139,7 +140,7 @@ fn run<B: Backend>(mut engine: Engine<B>, queue: &Receiver<Order>) {
 
 fn follow<B: Backend>(engine: &mut Engine<B>, order: Order, queue: &Receiver<Order>) {
     match order {
-        Order::Work(job) => engine.add(job),
+        Order::Work(job) => engine.add(*job),
         Order::Stepwise(orders, done) => {
             while let Ok(steps) = orders.recv() {
                 for _ in 0..steps {
@@ -200,9 +201,9 @@ impl EngineHandle {
     pub fn submit(&self, request: Request) -> Result<Receiver<Event>, EngineError> {
         self.check(&request)?;
         let permit = self.permit(request.ids.len())?;
-        let (events, receiver) = async_channel::unbounded(); // bounded by the context: an event for each token
+        let (events, receiver) = channel::unbounded(); // bounded by the context: an event for each token
         let job = Job { request, events, permit, submitted: Instant::now() };
-        self.orders.try_send(Order::Work(job)).map_err(|_| EngineError::Stopped)?;
+        self.orders.try_send(Order::Work(Box::new(job))).map_err(|_| EngineError::Stopped)?;
         Ok(receiver)
     }
 

@@ -18,6 +18,10 @@ pub mod stats;
 pub mod step_model;
 pub mod stream;
 pub mod streaming;
+#[cfg(not(feature = "shuttle"))]
+mod sync;
+#[cfg(feature = "shuttle")]
+pub mod sync;
 mod wait_queue;
 
 pub use block_pool::EvictionStrategy;

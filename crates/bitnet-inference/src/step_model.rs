@@ -6,13 +6,15 @@
 use std::time::Duration;
 
 /// Tokens from which on the model holds: below, a step takes as long as reading the weights.
-const LINEAR: f64 = 12.0;
+const LINEAR: f64 = 4.0;
 /// How much of what was learned is left after a step.
 const FORGETTING: f64 = 0.98;
 /// Units in which the three are fitted, to be of one order.
 const SCALE: [f64; 3] = [1.0, 64.0, 65536.0];
-/// Uncertainty at the beginning, and the most there may be: without new kinds of steps it would grow without bound.
-const UNCERTAIN: f64 = 1e3;
+/// Uncertainty at the beginning: what the first step takes is mostly due to its tokens.
+const UNCERTAIN: [f64; 3] = [1.0, 1e3, 10.0];
+/// The most that their sum may grow to, which it would do without bound as long as all steps are alike.
+const MOST_UNCERTAIN: f64 = 1e3;
 
 /// The size of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -51,7 +53,7 @@ pub struct StepModel {
 impl Default for StepModel {
     fn default() -> Self {
         let mut covariance = [[0.0; 3]; 3];
-        (0..3).for_each(|i| covariance[i][i] = UNCERTAIN);
+        (0..3).for_each(|i| covariance[i][i] = UNCERTAIN[i]);
         Self { seconds: [0.0; 3], covariance, seen: 0 }
     }
 }
@@ -79,7 +81,7 @@ impl StepModel {
             row.iter_mut().zip(px).for_each(|(value, b)| *value -= a * b / scale);
         }
         let trace = p[0][0] + p[1][1] + p[2][2];
-        if trace / FORGETTING < UNCERTAIN {
+        if trace / FORGETTING < MOST_UNCERTAIN {
             p.iter_mut().flatten().for_each(|value| *value /= FORGETTING);
         }
         self.seen += 1;
@@ -142,10 +144,20 @@ mod tests {
     #[test]
     fn costs_are_found() {
         let mut model = StepModel::default();
-        sizes().for_each(|size| model.observe(size, truth(size)));
+        (0..3).flat_map(|_| sizes()).for_each(|size| model.observe(size, truth(size)));
         for (found, cost) in model.costs().into_iter().zip(COSTS) {
             assert!((found / cost - 1.0).abs() < 0.05, "{found} for {cost}");
         }
+    }
+
+    #[test]
+    fn one_long_prompt_says_about_right_what_a_few_tokens_cost() {
+        let mut model = StepModel::default();
+        let size = StepSize::of(0, 512, 1, 0.3);
+        model.observe(size, truth(size));
+        let few = StepSize::of(512, 20, 1, 0.3);
+        let ratio = model.seconds(few) / truth(few).as_secs_f64();
+        assert!((0.7..1.1).contains(&ratio), "{ratio}");
     }
 
     #[test]

@@ -5,13 +5,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use async_channel::Receiver;
 use bitnet_model::tokenizer::IncrementalDecoder;
 use futures_core::Stream;
 
 use crate::engine::Event;
 use crate::error::EngineError;
 use crate::sequence::{FinishReason, Stop};
+use crate::sync::channel::Receiver;
 
 mod stop;
 

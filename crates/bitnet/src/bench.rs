@@ -7,7 +7,7 @@
 //!
 //! [`run`] measures a model, [`kernel::run`] one product of a given shape, [`ablation::run`] what each step from the plainest
 //! code to the fastest brings, and [`load::run`] how a model gets into memory. [`modes::run`] compares ways to answer several prompts,
-//! and [`phases::run`] says where the time of a step goes.
+//! [`phases::run`] says where the time of a step goes, and [`traffic::run`] how requests fare that come at their own times.
 
 pub mod ablation;
 mod advice;
@@ -27,6 +27,7 @@ mod product;
 mod report;
 mod setup;
 mod source;
+pub mod traffic;
 mod watch;
 
 use bitnet_kernels::cpu::packed::Packing;

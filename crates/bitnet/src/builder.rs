@@ -30,8 +30,7 @@ use crate::error::Error;
 use crate::info::{self, ModelInfo};
 use crate::lock::{self, MemoryLock};
 use crate::metrics::MetricsCollector;
-use crate::metrics::recorder::Fan;
-use crate::model::BitNetModel;
+use crate::model::{BitNetModel, Observed, Weights};
 
 type Progress = Box<dyn Fn(LoadProgress) + Send + Sync>;
 
@@ -261,10 +260,9 @@ impl ModelBuilder {
         let backend = if self.fused { backend } else { backend.unfused() };
         let backend = Arc::new(self.with_packing(backend, ternary_weights(&arch)));
         let (model, packed_cache) = self.weights(&checkpoint, &backend, threads, begin, kept)?;
-        let (head, ternary_bytes) = (model.head_record(), model.ternary_bytes());
-        let recorder = self.metrics.as_ref().map(|_| Arc::default());
-        let observer = Arc::new(Fan { recorder: recorder.clone(), ..Default::default() });
-        let handle = spawn_observed(model, &engine, Arc::clone(&observer) as _)?;
+        let ternary_bytes = model.ternary_bytes();
+        let observed = Observed::new(self.metrics.clone());
+        let handle = spawn_observed(Arc::clone(&model), &engine, observed.observer())?;
         let memory_lock = match self.config.lock_memory {
             true => lock::lock(),
             false => MemoryLock::NotAsked,
@@ -281,12 +279,8 @@ impl ModelBuilder {
             seconds = info.load_time.as_secs_f64(),
             "model loaded"
         );
-        let metrics = self.metrics.clone();
-        let model = BitNetModel::new(handle, tokenizer, arch, info, head, observer, metrics);
-        if let (Some(metrics), Some(recorder)) = (&self.metrics, recorder) {
-            metrics.watch(model.downgrade(), recorder);
-        }
-        Ok(model)
+        let weights = Weights { model, asked: self.config.clone() };
+        Ok(BitNetModel::new(weights, handle, Arc::new(tokenizer), info, observed))
     }
 
     /// The model on this backend, with the weights that are kept or with others, which are kept from now on.

@@ -6,14 +6,19 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bitnet_inference::{
-    EngineHandle, EngineStats, Generation, GenerationConfig, Output, Request, RequestOptions,
-    StreamingConfig, Work,
+    EngineHandle, EngineStats, Generation, GenerationConfig, InferenceConfig, Observer, Output,
+    Request, RequestOptions, StreamingConfig, Work, spawn_observed,
 };
+use bitnet_kernels::cpu::CpuBackend;
+use bitnet_kernels::cpu::packing::PackingChoice;
 use bitnet_kernels::head::{HeadCounts, HeadRecord};
+use bitnet_kernels::kv::PAGE;
 use bitnet_model::config::ArchConfig;
+use bitnet_model::decoder::Model;
 use bitnet_model::tokenizer::Tokenizer;
 
 use crate::builder::ModelBuilder;
+use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::info::ModelInfo;
 use crate::metrics::MetricsCollector;
@@ -43,16 +48,46 @@ pub struct BitNetModel(Arc<Inner>);
 #[derive(Debug)]
 pub(crate) struct Inner {
     id: u64,
+    weights: Weights,
     engine: EngineHandle,
-    tokenizer: Tokenizer,
-    config: ArchConfig,
+    tokenizer: Arc<Tokenizer>,
     info: ModelInfo,
     stop_ids: Vec<u32>,
     head: Option<Arc<HeadRecord>>,
-    observer: Arc<Fan>,
-    /// Held so that figures are served as long as there is the model.
-    #[expect(dead_code, reason = "it is there to be held")]
+    /// Held also so that figures are served as long as there is the model.
+    observed: Observed,
+}
+
+/// Who is told what an engine does.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    fan: Arc<Fan>,
     metrics: Option<MetricsCollector>,
+}
+
+impl Observed {
+    /// A collector, if there is one, and those who look at a stretch of time.
+    pub fn new(metrics: Option<MetricsCollector>) -> Self {
+        let recorder = metrics.as_ref().map(|_| Arc::default());
+        Self { fan: Arc::new(Fan { recorder, ..Default::default() }), metrics }
+    }
+
+    /// All of them, for the engine.
+    pub fn observer(&self) -> Arc<dyn Observer> {
+        Arc::clone(&self.fan) as _
+    }
+}
+
+/// A model in memory, and how it was asked for.
+pub(crate) struct Weights {
+    pub model: Arc<Model<CpuBackend>>,
+    pub asked: ModelConfig,
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Weights").field("asked", &self.asked).finish_non_exhaustive()
+    }
 }
 
 /// What a model gives after each token, before any sampling.
@@ -86,26 +121,27 @@ impl BitNetModel {
     }
 
     pub(crate) fn new(
+        weights: Weights,
         engine: EngineHandle,
-        tokenizer: Tokenizer,
-        config: ArchConfig,
+        tokenizer: Arc<Tokenizer>,
         info: ModelInfo,
-        head: Option<Arc<HeadRecord>>,
-        observer: Arc<Fan>,
-        metrics: Option<MetricsCollector>,
+        observed: Observed,
     ) -> Self {
-        let mut stop_ids = [tokenizer.eos_ids(), &config.eos_token_ids].concat();
+        let model = &weights.model;
+        let mut stop_ids = [tokenizer.eos_ids(), &model.config().eos_token_ids].concat();
         stop_ids.sort_unstable();
         stop_ids.dedup();
+        let head = model.head_record();
         static LOADED: AtomicU64 = AtomicU64::new(0);
         let id = LOADED.fetch_add(1, Ordering::Relaxed);
-        let inner =
-            Inner { id, engine, tokenizer, config, info, stop_ids, head, observer, metrics };
-        Self(Arc::new(inner))
-    }
-
-    pub(crate) fn downgrade(&self) -> Weak<Inner> {
-        Arc::downgrade(&self.0)
+        let Observed { fan, metrics } = &observed;
+        let watched = metrics.clone().zip(fan.recorder.clone());
+        let inner = Inner { id, weights, engine, tokenizer, info, stop_ids, head, observed };
+        let model = Self(Arc::new(inner));
+        if let Some((metrics, recorder)) = watched {
+            metrics.watch(Arc::downgrade(&model.0), recorder);
+        }
+        model
     }
 
     pub(crate) fn upgrade(model: &Weak<Inner>) -> Option<Self> {
@@ -119,7 +155,50 @@ impl BitNetModel {
 
     /// Those who look at a stretch of time of this model.
     pub(crate) fn windows(&self) -> &Windows {
-        &self.0.observer.windows
+        &self.0.observed.fan.windows
+    }
+
+    /// Another engine on the same weights, with compute threads and a cache for keys and values of its own: `threads` of them, with
+    /// 0 as in [`ModelConfig::threads`].
+    ///
+    /// One engine that takes all requests together does more, as it reads the weights once for all of them; several keep groups
+    /// of requests apart, each on processors of its own.
+    ///
+    /// ```
+    /// # #[cfg(feature = "demo-model")] {
+    /// use bitnet::{BitNetModel, GenerationConfig, InferenceConfig};
+    ///
+    /// let model = BitNetModel::demo().load()?;
+    /// let other = model.replica(1, InferenceConfig::default())?;
+    /// # let config = GenerationConfig { max_new_tokens: 4, ..Default::default() };
+    /// # assert_eq!(model.generate_blocking("Once", &config)?.ids, other.generate_blocking("Once", &config)?.ids);
+    /// # }
+    /// # Ok::<(), bitnet::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the system refuses threads, or the limits do not suit the model.
+    pub fn replica(&self, threads: usize, inference: InferenceConfig) -> Result<Self, Error> {
+        let begin = Instant::now();
+        let Inner { weights: Weights { model, asked }, tokenizer, info, .. } = &*self.0;
+        let asked = ModelConfig { threads, threads_batch: 0, ..asked.clone() };
+        let plan = asked.thread_plan()?;
+        let threads = plan.threads();
+        let backend = CpuBackend::with_plan(model.backend().isa(), &plan)
+            .map_err(|source| Error::Threads { threads, source })?;
+        let packing = PackingChoice::Fixed(model.backend().packing().packing);
+        let model = Arc::new(model.with_backend(Arc::new(backend.with_packing(packing))));
+        let context = model.config().max_position_embeddings;
+        let config = asked.engine(&inference, context)?;
+        let observed = Observed::new(self.0.observed.metrics.clone());
+        let engine = spawn_observed(Arc::clone(&model), &config, observed.observer())?;
+        let info = ModelInfo {
+            threads,
+            kv_cache_bytes: engine.limits().pages * PAGE * info.kv_bytes_per_token,
+            load_time: begin.elapsed(),
+            ..info.clone()
+        };
+        Ok(Self::new(Weights { model, asked }, engine, Arc::clone(tokenizer), info, observed))
     }
 
     /// Continues a text, tokens or a conversation. Works on any async runtime; dropping the future ends the work.
@@ -184,9 +263,19 @@ impl BitNetModel {
         prompt: impl Into<Prompt>,
         config: &GenerationConfig,
     ) -> Result<GenerationStream, Error> {
+        self.generate_stream_with(prompt, config, RequestOptions::default())
+    }
+
+    /// [`generate_stream`](Self::generate_stream), served beside others as the options say.
+    pub fn generate_stream_with(
+        &self,
+        prompt: impl Into<Prompt>,
+        config: &GenerationConfig,
+        options: RequestOptions,
+    ) -> Result<GenerationStream, Error> {
         let prompt = prompt.into();
         let ids = self.encode(&prompt)?;
-        self.start(&prompt, ids, config, RequestOptions::default(), None)
+        self.start(&prompt, ids, config, options, None)
     }
 
     /// [`generate_stream`](Self::generate_stream) with pieces in the portions, and within the times, that are wanted.
@@ -207,7 +296,7 @@ impl BitNetModel {
     ///     cancellable: true, // Enable cancellation for responsiveness
     /// };
     /// # let streaming_config = StreamingConfig { flush_interval_ms: 600_000, token_timeout_ms: 600_000, ..streaming_config };
-    /// let mut stream = model.generate_stream_with("Once upon a time", &config, streaming_config)?;
+    /// let mut stream = model.generate_streaming("Once upon a time", &config, streaming_config)?;
     /// # let mut portions = Vec::new();
     /// while let Some(piece) = stream.next().await {
     ///     # let piece = piece.map(|piece| { portions.push(piece.ids.len()); piece });
@@ -216,7 +305,7 @@ impl BitNetModel {
     /// # assert_eq!(portions, [4, 4, 2]);
     /// # Ok::<(), bitnet::Error>(()) }).unwrap();
     /// ```
-    pub fn generate_stream_with(
+    pub fn generate_streaming(
         &self,
         prompt: impl Into<Prompt>,
         config: &GenerationConfig,
@@ -265,7 +354,7 @@ impl BitNetModel {
     /// The logits after each of the tokens. Blocks.
     pub fn logits(&self, ids: &[u32]) -> Result<Logits, Error> {
         let data = self.0.engine.logits(ids.to_vec(), 0)?;
-        Ok(Logits { tokens: ids.len(), vocab: self.0.config.vocab_size, data })
+        Ok(Logits { tokens: ids.len(), vocab: self.config().vocab_size, data })
     }
 
     /// How well the model predicts a text, in windows of `window` tokens. Blocks; `progress` is told of each window.
@@ -286,7 +375,12 @@ impl BitNetModel {
 
     /// The hyperparameters.
     pub fn config(&self) -> &ArchConfig {
-        &self.0.config
+        self.0.weights.model.config()
+    }
+
+    /// What the engine does at this moment, and what it has done.
+    pub fn stats(&self) -> EngineStats {
+        self.0.engine.stats()
     }
 
     /// What was loaded, and what was chosen for it.
@@ -297,11 +391,6 @@ impl BitNetModel {
     /// What a [`HeadType::TwoStage`](crate::HeadType::TwoStage) head has done so far; nothing for any other.
     pub fn head_counts(&self) -> Option<HeadCounts> {
         self.0.head.as_ref().map(|head| head.counts())
-    }
-
-    /// What its engine does, and has done.
-    pub fn stats(&self) -> EngineStats {
-        self.0.engine.stats()
     }
 
     /// The tokens that end a generation.

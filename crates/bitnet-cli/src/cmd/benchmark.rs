@@ -9,6 +9,7 @@ mod output;
 mod phases;
 mod plot;
 mod sheet;
+mod traffic;
 mod warnings;
 
 use std::io::{self, Write};
@@ -19,6 +20,7 @@ use bitnet::bench::ablation::AblationConfig;
 use bitnet::bench::kernel::{KernelConfig, parse_shape};
 use bitnet::bench::modes::ModesConfig;
 use bitnet::bench::phases::PhasesConfig;
+use bitnet::bench::traffic::TrafficConfig;
 use bitnet::bench::{self, BenchConfig, BenchProgress};
 use bitnet::{BitNetModel, HeadType, KvType, ModelBuilder, ModelConfig};
 use bitnet_kernels::cpu::topology::Topology;
@@ -79,11 +81,11 @@ pub struct BenchmarkArgs {
     /// Number types in which the keys and values of earlier tokens are kept, as f16,int8 [default: f16]
     #[arg(long, value_name = "TYPE,…", value_delimiter = ',', value_parser = kv_types())]
     kv_dtype: Vec<KvType>,
-    /// Tokens of the prompt; 0 leaves it out [default: 512; with --ablation and --modes 64]
+    /// Tokens of the prompt; 0 leaves it out [default: 512; with --ablation and --modes 64, with --traffic 128]
     #[arg(short, long, value_name = "TOKENS", allow_hyphen_values = true)]
     #[arg(value_parser = numbers::whole(0..=MOST_TOKENS))]
     prompt_tokens: Option<usize>,
-    /// Tokens to generate in each measurement; 0 leaves it out [default: 128; with --ablation 16, with --modes 64]
+    /// Tokens to generate in each measurement; 0 leaves it out [default: 128; with --ablation 16, with --modes and --traffic 64]
     #[arg(short = 'n', long, value_name = "TOKENS", allow_hyphen_values = true)]
     #[arg(value_parser = numbers::whole(0..=MOST_TOKENS))]
     max_tokens: Option<usize>,
@@ -118,7 +120,7 @@ pub struct BenchmarkArgs {
     /// Draw curves over those of --threads, --ctx and --batch-sizes that have several values, as threads.svg, context.svg and
     /// batch.svg in this folder: tokens/s, and the share of what the machine allows
     #[arg(long, value_name = "DIR", help_heading = "Output")]
-    #[arg(conflicts_with_all = ["load", "kernel_bench", "ablation", "modes", "phases"])]
+    #[arg(conflicts_with_all = ["load", "kernel_bench", "ablation", "modes", "phases", "traffic"])]
     plot: Option<PathBuf>,
 }
 
@@ -144,6 +146,39 @@ struct Mode {
     /// many sequences as --batch-sizes says, with the greatest of --threads
     #[arg(long, conflicts_with_all = ["load", "kernel_bench", "ablation", "modes", "simd_level", "warmup"])]
     phases: bool,
+    /// Send requests at random times and measure how long they wait for the first token, and how evenly the next ones come
+    #[arg(long, conflicts_with_all = ["load", "kernel_bench", "ablation", "modes", "phases", "simd_level", "ctx", "batch_sizes", "iterations", "warmup"])]
+    traffic: bool,
+    /// Requests of --traffic
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 20,
+        allow_hyphen_values = true,
+        requires = "traffic"
+    )]
+    #[arg(value_parser = numbers::whole(1..=MOST_TOGETHER))]
+    requests: usize,
+    /// Requests per second of --traffic, as a share of those that can be answered
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.8,
+        allow_hyphen_values = true,
+        requires = "traffic"
+    )]
+    #[arg(value_parser = numbers::real)]
+    load_factor: f32,
+    /// Milliseconds that a step may take while there are answers, one case for each; 0: any time [default: 100,0]
+    #[arg(
+        long,
+        value_name = "MS,…",
+        value_delimiter = ',',
+        allow_hyphen_values = true,
+        requires = "traffic"
+    )]
+    #[arg(value_parser = numbers::whole(0..=86_400_000u64))]
+    step_target: Vec<u64>,
     /// Rows and columns of the product, as 4096x4096; --kernel-bench takes several [default: 4096x4096]
     #[arg(long, value_name = "ROWSxCOLS", value_delimiter = ',', value_parser = parse_shape)]
     shape: Vec<(usize, usize)>,
@@ -186,6 +221,7 @@ pub fn run(args: &BenchmarkArgs, console: &Console) -> Result<()> {
         Mode { modes: true, .. } => subject.modes(),
         Mode { phases: true, .. } => subject.phases(),
         Mode { ablation: true, .. } => subject.ablation(),
+        Mode { traffic: true, .. } => subject.traffic(),
         _ => subject.model(),
     }
 }
@@ -206,7 +242,7 @@ fn check(args: &BenchmarkArgs) -> Result<()> {
             .hint("give 2bit, 1.6bit or both")
             .into());
     }
-    if mode.load || mode.modes || mode.phases || mode.ablation {
+    if mode.load || mode.modes || mode.phases || mode.ablation || mode.traffic {
         for (name, count) in [
             ("--packing", args.packing.len()),
             ("--head", args.head.len()),
@@ -214,7 +250,7 @@ fn check(args: &BenchmarkArgs) -> Result<()> {
         ] {
             if count > 1 {
                 let message = format!("{name} takes one value with another measurement");
-                let hint = "several are compared where none of --load, --modes, --phases and --ablation is given";
+                let hint = "several are compared where none of --load, --modes, --phases, --ablation and --traffic is given";
                 return Err(Failure::input(message).hint(hint).into());
             }
         }
@@ -383,6 +419,22 @@ impl Subject<'_> {
             bench::phases::run(self.open, &self.model, &config, progress)
         })?;
         self.end(&report.build, &report, &phases::document(&report))
+    }
+
+    fn traffic(&self) -> Result<()> {
+        let args = self.args;
+        let config = TrafficConfig {
+            threads: self.most_threads(),
+            requests: args.mode.requests,
+            prompt_tokens: args.prompt_tokens.unwrap_or(128),
+            generated_tokens: args.max_tokens.unwrap_or(64),
+            load: args.mode.load_factor.into(),
+            step_targets_ms: or(&args.mode.step_target, &[100, 0]),
+        };
+        let report = with_bar(self.console, |progress| {
+            bench::traffic::run(self.open, &self.model, &config, progress)
+        })?;
+        self.end(&report.build, &report, &traffic::document(&report))
     }
 
     fn load(&self) -> Result<()> {

@@ -8,6 +8,7 @@ mod machine;
 mod malformed;
 mod measure;
 mod models;
+mod parallel;
 #[cfg(unix)]
 mod signals;
 mod tools;

@@ -255,3 +255,18 @@ fn methods_of_perplexity_are_chosen_by_name() {
     assert_eq!(end.code, Some(2));
     assert!(end.stderr.contains("bos-second-half"), "{}", end.stderr);
 }
+
+#[test]
+fn traffic_is_measured_with_each_step_target() {
+    let args = ["benchmark", "--traffic", "--requests", "4", "-p", "20", "-n", "5", "-t", "1"];
+    let json = run(args.into_iter().chain(["--step-target", "50,0", "--json"])).json();
+    let targets: Vec<_> = json["cases"].as_array().unwrap().iter().collect();
+    assert_eq!(targets.iter().map(|case| &case["step_target_ms"]).collect::<Vec<_>>(), [50, 0]);
+    for case in targets {
+        assert!(case["inter_token_ms"]["p99"].as_f64().unwrap() > 0.0, "{case}");
+    }
+    let table = run(args).text();
+    assert!(table.contains("step target ms") && table.contains("any time"), "{table}");
+    let alone = run(["benchmark", "--requests", "4"]);
+    assert_eq!(alone.code, Some(2), "{}", alone.stdout);
+}

@@ -230,8 +230,7 @@ fn a_stream_that_cannot_be_cancelled_goes_on_unheard() {
     for (cancellable, all) in [(true, false), (false, true)] {
         let model = single();
         let streaming = StreamingConfig { cancellable, ..Default::default() };
-        let stream =
-            model.generate_stream_with("Once upon a time", &greedy(400), streaming).unwrap();
+        let stream = model.generate_streaming("Once upon a time", &greedy(400), streaming).unwrap();
         drop(stream);
         std::thread::sleep(Duration::from_millis(5));
         wait_idle(&model);
@@ -245,7 +244,7 @@ fn a_token_that_takes_too_long_ends_the_work() {
     let model = load(ModelConfig::default(), inference);
     let streaming = StreamingConfig { token_timeout_ms: 2, ..Default::default() };
     let mut stream =
-        model.generate_stream_with("Once upon a time", &greedy(500), streaming).unwrap().blocking();
+        model.generate_streaming("Once upon a time", &greedy(500), streaming).unwrap().blocking();
     stream.next().unwrap().unwrap();
     // Its prompt is computed in one step with a token of the first.
     let other = model.generate_stream("Tom had a red ball. ".repeat(60), &greedy(1)).unwrap();
