@@ -3,6 +3,7 @@
 mod args;
 mod cache;
 mod cmd;
+mod compiled_for;
 mod console;
 mod failure;
 #[cfg(feature = "hub")]
@@ -26,6 +27,18 @@ use clap::Parser;
 use args::Cli;
 
 fn main() -> ExitCode {
+    match compiled_for::missing() {
+        None => program(),
+        Some(missing) => {
+            compiled_for::complain(missing);
+            ExitCode::from(failure::FAILED)
+        }
+    }
+}
+
+/// All but what has to come first. Not a part of `main`, so that nothing of it does.
+#[inline(never)]
+fn program() -> ExitCode {
     failure::install_panic_hook();
     let cli = match Cli::try_parse_from(spelling::modern(std::env::args_os())) {
         Ok(cli) => cli,

@@ -37,6 +37,9 @@ pub struct HubConfig {
     pub proxy: Option<String>,
     /// Wait before the first repetition of a request that failed in passing; each further one takes twice as long.
     pub retry_delay: Duration,
+    /// How long connecting may take, and the beginning of an answer. A request that failed is not repeated any more when it has
+    /// taken this long in all, so that a hub that does not answer is given up within twice the time.
+    pub patience: Duration,
 }
 
 impl HubConfig {
@@ -49,6 +52,7 @@ impl HubConfig {
             offline: false,
             proxy: None,
             retry_delay: Duration::from_millis(500),
+            patience: Duration::from_secs(15),
         }
     }
 }
@@ -73,6 +77,23 @@ pub struct HubProgress<'a> {
     pub done: u64,
     /// Bytes in all, if the hub has said so.
     pub total: Option<u64>,
+}
+
+/// What happens between requests and answers, for one who waits.
+#[derive(Clone, Copy, Debug)]
+pub enum HubEvent<'a> {
+    /// The hub is asked for a model.
+    Asking {
+        /// The address.
+        url: &'a str,
+    },
+    /// A request failed in passing and is made again.
+    Retrying {
+        /// Why it failed.
+        error: &'a HubError,
+        /// After how long.
+        wait: Duration,
+    },
 }
 
 /// A model on this disk.
@@ -106,6 +127,12 @@ impl Hub {
     pub fn new(config: HubConfig) -> Result<Self, HubError> {
         let client = Client::new(&config)?;
         Ok(Self { config, client })
+    }
+
+    /// Calls `tell` with what happens meanwhile.
+    pub fn with_events(mut self, tell: impl Fn(HubEvent<'_>) + Send + Sync + 'static) -> Self {
+        self.client.tell = Box::new(tell);
+        self
     }
 
     /// The files of a model: from the cache, without asking the network, if a whole model is there; else downloaded.

@@ -132,8 +132,8 @@ fn dimensions_that_cannot_be_are_refused() {
         assert!(end.stderr.contains(part), "{}", end.stderr);
     }
     let end = run(["synth", "--preset", "tiny", "-o", "/no/such/place/m.gguf"]);
-    assert_eq!(end.code, Some(1));
-    assert!(end.stderr.contains("/no/such/place/m.gguf cannot be written"), "{}", end.stderr);
+    assert_eq!(end.code, Some(2));
+    assert!(end.stderr.contains("/no/such/place/m.gguf: cannot be written"), "{}", end.stderr);
 }
 
 #[test]
@@ -149,6 +149,9 @@ fn a_model_file_is_described_by_its_headers() {
     let kernels: u64 =
         found["kernels"].as_array().unwrap().iter().map(|k| k["tensors"].as_u64().unwrap()).sum();
     assert_eq!(kernels as usize, tensors.len());
+    let mut heads = found["kernels"].as_array().unwrap().iter();
+    let head = heads.find(|kernel| kernel["part"].as_str().unwrap().contains("head")).unwrap();
+    assert!(head["kernel"].as_str().unwrap().contains("held as int8"), "{head}");
     assert_eq!(found["problems"].as_array().unwrap().len(), 1, "{}", found["problems"]);
     let reads = found["bytes_per_token"].as_array().unwrap();
     assert!(reads.iter().all(|read| {
@@ -208,6 +211,40 @@ mod hub {
     }
 
     #[test]
+    fn it_is_told_what_is_asked_and_why_again() {
+        use std::io::{BufRead, BufReader};
+        let cache = tempfile::tempdir().unwrap();
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", server.local_addr().unwrap());
+        std::thread::spawn(move || server.incoming().for_each(drop)); // closes at once
+        let mut command = program();
+        command.env("HF_HUB_CACHE", cache.path()).env("HF_ENDPOINT", &endpoint);
+        command.args(["run", "-m", "hf:owner/name", "-p", "x"]);
+        let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let lines: Vec<_> = lines.take(2).collect();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(lines[0].starts_with(&format!("asking {endpoint}/")), "{lines:?}");
+        assert!(lines[1].contains("broke") && lines[1].contains("trying again in"), "{lines:?}");
+    }
+
+    #[test]
+    fn without_a_home_nothing_is_downloaded_into_the_current_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = program();
+        for name in ["HOME", "XDG_CACHE_HOME", "USERPROFILE"] {
+            command.env_remove(name);
+        }
+        command.current_dir(folder.path()).args(["run", "-m", "hf:owner/name", "-p", "x"]);
+        let end: Run = command.output().unwrap().into();
+        assert_eq!(end.code, Some(2), "{}", end.stderr);
+        assert!(end.stderr.contains("HOME is not set"), "{}", end.stderr);
+        assert!(end.stderr.contains("HF_HOME"), "{}", end.stderr);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
     fn a_model_that_is_not_in_the_cache_says_where_it_would_be() {
         let cache = tempfile::tempdir().unwrap();
         let end = with_cache(cache.path(), &["run", "-m", "hf:owner/name", "-p", "x"]);
@@ -218,6 +255,7 @@ mod hub {
             place.to_str().unwrap(),
             "hint:",
             "owner/name on another",
+            "HF_HUB_OFFLINE",
         ] {
             assert!(end.stderr.contains(part), "{part}: {}", end.stderr);
         }

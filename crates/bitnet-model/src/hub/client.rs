@@ -4,7 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, Write},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ring::digest;
@@ -16,7 +16,7 @@ use ureq::{
 };
 
 use super::{
-    HubConfig, HubError, HubId, HubProgress,
+    HubConfig, HubError, HubEvent, HubId, HubProgress,
     id::{check_file, is_commit, is_hex, percent_encoded},
 };
 
@@ -37,7 +37,12 @@ pub struct Client {
     endpoint: String,
     token: Option<String>,
     retry_delay: Duration,
+    patience: Duration,
+    pub tell: Tell,
 }
+
+/// Who is told what happens.
+pub type Tell = Box<dyn Fn(HubEvent<'_>) + Send + Sync>;
 
 /// What a repository has.
 pub struct Listing {
@@ -68,7 +73,8 @@ impl Client {
             .https_only(config.endpoint.starts_with("https:"))
             .proxy(proxy)
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-            .timeout_connect(Some(Duration::from_secs(15)))
+            .timeout_connect(Some(config.patience))
+            .timeout_recv_response(Some(config.patience))
             .timeout_per_read(Some(STALLED))
             .user_agent(concat!("bitnet/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -78,12 +84,15 @@ impl Client {
             endpoint: config.endpoint.trim_end_matches('/').into(),
             token: config.token.clone(),
             retry_delay: config.retry_delay,
+            patience: config.patience,
+            tell: Box::new(|_| ()),
         })
     }
 
     /// The commit of a revision and its files.
     pub fn listing(&self, id: &HubId) -> Result<Listing, HubError> {
         let url = format!("{}/api/models/{}/revision/{}", self.endpoint, id.repo(), id.revision);
+        (self.tell)(HubEvent::Asking { url: &url });
         let text = self.retry(&mut || {
             let mut text = Vec::new();
             let body = self.send(&Method::GET, &url, None, true)?.into_body();
@@ -185,9 +194,12 @@ impl Client {
     }
 
     fn retry<T>(&self, attempt: &mut dyn FnMut() -> Result<T, HubError>) -> Result<T, HubError> {
+        let begin = Instant::now();
         for failures in 0..ATTEMPTS - 1 {
             match attempt() {
-                Err(error) if error.is_passing() => self.wait(failures, &error),
+                Err(error) if error.is_passing() && begin.elapsed() < self.patience => {
+                    self.wait(failures, &error);
+                }
                 result => return result,
             }
         }
@@ -195,8 +207,9 @@ impl Client {
     }
 
     fn wait(&self, failures: u32, error: &HubError) {
-        tracing::debug!(%error, "trying again");
-        std::thread::sleep(self.retry_delay * 2_u32.pow(failures));
+        let wait = self.retry_delay * 2_u32.pow(failures);
+        (self.tell)(HubEvent::Retrying { error, wait });
+        std::thread::sleep(wait);
     }
 
     /// Downloads what is missing of a file and compares length and hash. Returns how many bytes came.

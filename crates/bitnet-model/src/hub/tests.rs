@@ -265,6 +265,42 @@ fn without_a_network_the_error_says_what_was_looked_for_and_where() {
 }
 
 #[test]
+fn a_server_that_never_answers_is_given_up_and_every_step_is_told() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let patience = Duration::from_millis(200);
+    let mut cache = cache_for(&endpoint, |config| config.patience = patience);
+    let (sender, told) = std::sync::mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    cache.hub = cache.hub.with_events(move |event| {
+        sender.lock().unwrap().send(format!("{event:?}")).unwrap();
+    });
+    let begin = std::time::Instant::now();
+    let error = cache.resolve(MODEL).unwrap_err();
+    assert!(matches!(error, HubError::Unreachable { .. }), "{error}");
+    assert!(begin.elapsed() < 10 * patience, "{:?}", begin.elapsed());
+    assert!(told.try_iter().next().unwrap().contains(&endpoint));
+}
+
+#[test]
+fn every_repetition_is_told_with_its_reason() {
+    let server = one_model();
+    server.state().failing = (3, 503);
+    let (sender, told) = std::sync::mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let mut cache = cache_for(&server.endpoint, |_| ());
+    cache.hub = cache.hub.with_events(move |event| {
+        if let HubEvent::Retrying { error, .. } = event {
+            sender.lock().unwrap().send(error.to_string()).unwrap();
+        }
+    });
+    cache.resolve(MODEL).unwrap();
+    let reasons: Vec<_> = told.try_iter().collect();
+    assert_eq!(reasons.len(), 3);
+    assert!(reasons.iter().all(|reason| reason.contains("status 503")), "{reasons:?}");
+}
+
+#[test]
 fn offline_asks_nobody() {
     let server = one_model();
     let cache = cache_for(&server.endpoint, |config| config.offline = true);

@@ -41,13 +41,11 @@ mod tests {
     fn defaults_are_cut_to_the_context_and_what_was_given_is_not() {
         let default = BenchConfig::default();
         let deep = BenchConfig { depths: vec![0, 400], ..default.clone() };
-        let many = BenchConfig { batch_sizes: vec![4], ..default.clone() };
         check(default.clone(), (false, false), 4096, (512, 128));
         check(default.clone(), (false, false), 512, (511, 128));
         check(default.clone(), (false, false), 100, (99, 64));
         check(default, (true, true), 100, (512, 128));
         check(deep, (false, false), 512, (511, 64));
-        check(many, (false, false), 512, (511, 64));
         let beyond = BenchConfig { depths: vec![9999], ..BenchConfig::default() };
         check(beyond, (true, false), 512, (512, 128));
     }

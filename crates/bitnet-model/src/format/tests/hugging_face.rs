@@ -304,7 +304,7 @@ fn directories_that_hold_no_model_say_what_they_hold() {
     };
     check(&[], "there is no model.safetensors, no model.safetensors.index.json and no .gguf file");
     check(&["config.json", "pytorch_model.bin"], "there are PyTorch files and no safetensors");
-    check(&["a.gguf", "b.gguf"], "there are 2 .gguf files and none is named");
+    check(&["a.gguf", "b.gguf"], "there are 2 .gguf files (a.gguf, b.gguf) and none is named");
 }
 
 #[test]
