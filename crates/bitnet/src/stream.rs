@@ -18,7 +18,7 @@ pub struct GenerationStream(Pieces);
 enum Pieces {
     /// A piece for each token.
     Tokens(Generation),
-    Portions(Portions<Generation>),
+    Portions(Box<Portions<Generation>>),
 }
 
 impl GenerationStream {
@@ -29,7 +29,7 @@ impl GenerationStream {
     ) -> Result<Self, Error> {
         Ok(Self(match streaming {
             None => Pieces::Tokens(generation),
-            Some(config) => Pieces::Portions(Portions::new(generation, config)?),
+            Some(config) => Pieces::Portions(Box::new(Portions::new(generation, config)?)),
         }))
     }
 
@@ -104,7 +104,7 @@ impl Stream for GenerationStream {
         let piece: Poll<Option<Result<Piece, EngineError>>> = match &mut self.0 {
             Pieces::Tokens(generation) => Pin::new(generation).poll_next(context),
             Pieces::Portions(portions) => {
-                let piece = Pin::new(&mut *portions).poll_next(context);
+                let piece = Pin::new(&mut **portions).poll_next(context);
                 if matches!(piece, Poll::Ready(Some(Err(_)))) {
                     portions.cancel(); // nothing more is handed out, so nothing more is to be done
                 }
