@@ -154,7 +154,6 @@ where
     S: Stream<Item = Result<Piece, EngineError>> + Unpin,
 {
     type Item = Result<Piece, EngineError>;
-    type Fed = Portions<Pin<Box<Receiver<Item>>>>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
@@ -194,6 +193,7 @@ mod tests {
     };
 
     type Item = Result<Piece, EngineError>;
+    type Fed = Portions<Pin<Box<Receiver<Item>>>>;
 
     fn portions(config: StreamingConfig) -> (Sender<Item>, Fed) {
         let (sender, receiver) = async_channel::unbounded();
