@@ -10,7 +10,7 @@ use bitnet::{
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 
-use crate::cache::CacheArgs;
+use crate::cache::{self, CacheArgs};
 use crate::cmd::Command;
 use crate::console::ConsoleArgs;
 use crate::failure::Failure;
@@ -108,9 +108,9 @@ pub struct ThreadArgs {
 
 impl ModelArgs {
     /// As the library wants it, but for its threads.
-    pub fn config(&self) -> ModelConfig {
+    pub fn config(&self) -> Result<ModelConfig, Failure> {
         let default = ModelConfig::default();
-        ModelConfig {
+        Ok(ModelConfig {
             device: self.device,
             simd_level: self.simd_level.clone(),
             packing: self.packing.packing(),
@@ -122,7 +122,7 @@ impl ModelArgs {
             },
             max_layers_in_memory: self.max_layers_in_memory.unwrap_or(default.max_layers_in_memory),
             lock_memory: self.mlock,
-            packed_cache: self.cache.config(),
+            packed_cache: self.cache.config(&cache::environment)?,
             max_seq_len: self.ctx_size.map_or(0, |tokens| tokens as usize),
             kv_dtype: self.kv_dtype,
             head: self.head,
@@ -139,7 +139,7 @@ impl ModelArgs {
                 ActivationArg::Silu => HiddenAct::Silu,
             }),
             ..default
-        }
+        })
     }
 
     /// Refuses what would have no effect.
@@ -153,14 +153,18 @@ impl ModelArgs {
     }
 
     /// What was asked for and says nothing about a model with tensors in these encodings.
-    pub fn idle(&self, has: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    pub fn idle(&self, has: impl Fn(&str) -> bool) -> Vec<String> {
         let i2s = matches!(self.i2s_layout, I2sArg::Block64) && !has("I2_S");
         let packed = matches!(self.packed_layout, PackedArg::WfMsb) && !has("U8");
         let warnings = [
             (i2s, "--i2s-layout changes nothing: the model has no tensors in I2_S"),
             (packed, "--packed-layout changes nothing: the model has no packed safetensors"),
         ];
-        warnings.into_iter().filter_map(|(idle, warning)| idle.then_some(warning)).collect()
+        let cache = self.cache.idle().filter(|_| self.model.is_none()).map(|flag| {
+            format!("{flag} changes nothing: the built-in model is packed at each load")
+        });
+        let of_layouts = warnings.into_iter().filter(|(idle, _)| *idle);
+        of_layouts.map(|(_, warning)| warning.to_owned()).chain(cache).collect()
     }
 }
 

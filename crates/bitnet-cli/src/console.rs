@@ -2,10 +2,16 @@
 //!
 //! A stderr that cannot be written to (closed, full) stops nothing.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 
 use anyhow::Result;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::failure::Failure;
 
@@ -98,6 +104,7 @@ impl Console {
     /// Starts logging to stderr, as `RUST_LOG` says, else as `-v` does: warnings only without either.
     pub fn install_log(&self) -> Result<()> {
         let value = std::env::var_os("RUST_LOG").map(|value| value.to_string_lossy().into_owned());
+        let asked = value.as_ref().is_some_and(|value| !value.is_empty()) || self.verbose > 0;
         let filter = match value {
             Some(value) if !value.is_empty() => EnvFilter::try_new(&value).map_err(|error| {
                 Failure::input(format!("RUST_LOG={value} is no log filter: {error}"))
@@ -115,9 +122,64 @@ impl Console {
             .with_writer(io::stderr)
             .with_ansi(self.color)
             .without_time()
-            .log_internal_errors(false) // they would go to the stderr that has just failed
-            .finish();
-        Ok(tracing::subscriber::set_global_default(subscriber)?)
+            .log_internal_errors(false); // they would go to the stderr that has just failed
+        // Who asks for no log gets what is wrong in the words of the program.
+        Ok(match asked {
+            true => tracing::subscriber::set_global_default(subscriber.finish())?,
+            false => {
+                let subscriber = subscriber.event_format(Warnings(*self)).finish();
+                tracing::subscriber::set_global_default(subscriber)?;
+            }
+        })
+    }
+}
+
+/// Writes warnings and errors of the libraries as the program writes its own.
+struct Warnings(Console);
+
+impl<S, N> FormatEvent<S, N> for Warnings
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut said = Said::default();
+        event.record(&mut said);
+        let (name, style) = match *event.metadata().level() {
+            Level::ERROR => ("error:", RED),
+            _ => ("warning:", YELLOW),
+        };
+        let fields = match said.fields.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", said.fields.join(", ")),
+        };
+        let text = printable(&format!("{}{fields}", said.message));
+        writeln!(writer, "{} {text}", self.0.paint(name, style))
+    }
+}
+
+/// The parts of an event.
+#[derive(Default)]
+struct Said {
+    message: String,
+    fields: Vec<String>,
+}
+
+impl Visit for Said {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        match field.name() {
+            "message" => self.message = format!("{value:?}"),
+            name => self.fields.push(format!("{name} {value:?}")),
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
     }
 }
 

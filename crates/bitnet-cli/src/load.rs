@@ -1,7 +1,7 @@
 //! Opens the model that the arguments name, and shows how far it has got.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use bitnet::{BitNetModel, CacheUse, MemoryLock, ModelBuilder, SimdLevel};
@@ -11,7 +11,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::args::{ModelArgs, ModelSource};
 use crate::cmd::info::features;
 use crate::console::Console;
-#[cfg(not(all(feature = "demo-model", feature = "hub")))]
 use crate::failure::Failure;
 use crate::report;
 use crate::threads::{self, Threads};
@@ -32,13 +31,13 @@ pub fn load(args: &ModelArgs, console: &Console) -> Result<Loaded> {
     for warning in chosen.warnings.iter().chain(&chosen.oversubscription) {
         console.warn(warning);
     }
-    let mut config = args.config();
+    let mut config = args.config()?;
     chosen.apply(&mut config);
     let threads = chosen.threads;
     let builder = builder(args.model.as_ref(), console)?.with_config(config);
     let model = with_bar(builder, console)?;
     for warning in args.idle(|encoding| model.info().encodings.contains_key(encoding)) {
-        console.warn(warning);
+        console.warn(&warning);
     }
     if let CacheUse::Written { path, bytes } = &model.info().packed_cache {
         let (bytes, path) = (report::bytes(*bytes), path.display());
@@ -74,9 +73,28 @@ fn builder(source: Option<&ModelSource>, console: &Console) -> Result<ModelBuild
 /// The local path of a model, downloaded if need be.
 pub fn resolve(source: &ModelSource, console: &Console) -> Result<PathBuf> {
     match source {
-        ModelSource::Path(path) => Ok(path.clone()),
+        ModelSource::Path(path) => match hub_name(path) {
+            Some(name) => Err(Failure::input(format!("{name}: there is no such file or folder"))
+                .hint(format!("for a model on the hub write hf:{name}"))
+                .into()),
+            None => Ok(path.clone()),
+        },
         ModelSource::Hub(id) => hub(id, console),
     }
+}
+
+/// What is no path here and looks like OWNER/NAME.
+fn hub_name(path: &Path) -> Option<&str> {
+    let name = path.to_str()?;
+    let (owner, model) = name.split_once('/')?;
+    let plain = |part: &str| {
+        let known = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(known)
+    };
+    let file = [".gguf", ".safetensors", ".json"].iter().any(|ending| name.ends_with(ending));
+    // A folder of that name speaks for a path with a mistake in it.
+    let there = Path::new(owner).exists();
+    (plain(owner) && plain(model) && !file && !there).then_some(name)
 }
 
 #[cfg(feature = "hub")]
@@ -111,11 +129,13 @@ fn with_bar(builder: ModelBuilder, console: &Console) -> Result<BitNetModel> {
         return Ok(builder.load()?);
     }
     let bar = Arc::new(bar());
-    let shown = Arc::clone(&bar);
+    let (shown, furthest) = (Arc::clone(&bar), Furthest::default());
     let loaded = builder
         .with_progress(move |progress| {
-            shown.set_length(progress.total as u64);
-            shown.set_position(progress.done as u64);
+            furthest.reach(progress.done, |done| {
+                shown.set_length(progress.total as u64);
+                shown.set_position(done as u64);
+            });
         })
         .load();
     bar.finish_and_clear();
@@ -127,4 +147,42 @@ fn bar() -> ProgressBar {
         .expect("the template is well-formed")
         .progress_chars("##-");
     ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style)
+}
+
+/// Leaves out reports that several threads make in another order than they count.
+#[derive(Default)]
+struct Furthest(Mutex<usize>);
+
+impl Furthest {
+    fn reach(&self, done: usize, show: impl FnOnce(usize)) {
+        let mut furthest = self.0.lock().expect("nothing panics that shows progress");
+        if done > *furthest {
+            *furthest = done;
+            show(done);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_never_goes_back() {
+        let (furthest, mut shown) = (Furthest::default(), Vec::new());
+        for done in [1, 3, 2, 3, 5, 4] {
+            furthest.reach(done, |done| shown.push(done));
+        }
+        assert_eq!(shown, [1, 3, 5]);
+    }
+
+    #[test]
+    fn what_looks_like_a_name_on_the_hub_is_told_from_paths() {
+        for name in ["microsoft/bitnet-b1.58-2B-4T", "a/b"] {
+            assert_eq!(hub_name(Path::new(name)), Some(name));
+        }
+        for path in ["a/b.gguf", "/a/b", "./a", "../a", "a", "a/b/c", "src/b", "a/.b", "a b/c"] {
+            assert_eq!(hub_name(Path::new(path)), None, "{path}");
+        }
+    }
 }

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use bitnet::Logits;
+
+use crate::output_file::beside;
 
 /// Writes `logits` [tokens, vocab] f32. A file appears whole or not at all.
 pub fn write(path: &Path, logits: &Logits) -> Result<()> {
@@ -21,7 +23,7 @@ pub fn write(path: &Path, logits: &Logits) -> Result<()> {
 }
 
 fn replace(path: &Path, logits: &Logits) -> io::Result<()> {
-    let part = beside(path);
+    let part = beside(path, "part");
     let written = File::create_new(&part)
         .and_then(|file| {
             write_to(file.try_clone()?, logits)?;
@@ -32,13 +34,6 @@ fn replace(path: &Path, logits: &Logits) -> io::Result<()> {
         let _ = fs::remove_file(&part); // it may never have come to be
     }
     written
-}
-
-/// A name in the same directory, so that renaming is atomic; the process's id keeps two runs apart.
-fn beside(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.part", std::process::id()));
-    path.with_file_name(name)
 }
 
 fn write_to(file: File, logits: &Logits) -> io::Result<()> {

@@ -11,6 +11,7 @@ mod interrupt;
 mod load;
 mod logits;
 mod numbers;
+mod output_file;
 mod pieces;
 mod report;
 mod spelling;

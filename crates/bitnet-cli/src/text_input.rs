@@ -38,10 +38,12 @@ pub fn stdin_is_piped() -> bool {
 
 fn text(source: impl Read, name: &str) -> Result<String> {
     let mut bytes = Vec::new();
-    source
-        .take(MAX_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("{name}: reading failed"))?;
+    match source.take(MAX_BYTES + 1).read_to_end(&mut bytes) {
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            return Err(Failure::input(format!("{name}: is a directory, expected text")).into());
+        }
+        read => read.with_context(|| format!("{name}: reading failed"))?,
+    };
     if bytes.len() as u64 > MAX_BYTES {
         let limit = MAX_BYTES >> 20;
         return Err(

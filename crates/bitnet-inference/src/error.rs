@@ -32,7 +32,7 @@ pub enum EngineError {
     #[error("the prompt is empty: there is no token to continue from")]
     EmptyPrompt,
     /// The prompt has more tokens than the model can look back on.
-    #[error("the prompt has {tokens} tokens, but the context has room for {context}")]
+    #[error("the prompt has {}, but the context has room for {context}", count(*.tokens))]
     PromptTooLong {
         /// Tokens in the prompt.
         tokens: usize,
@@ -77,7 +77,7 @@ pub enum EngineError {
         timeout_ms: u64,
     },
     /// The model gave something that no token can be drawn from.
-    #[error("no token can be drawn after {tokens} tokens")]
+    #[error("no token can be drawn after {}", count(*.tokens))]
     Sample {
         /// Tokens before it.
         tokens: usize,
@@ -113,8 +113,8 @@ impl EngineError {
             }
             Self::PromptTooLong { tokens, context } => {
                 format!(
-                    "shorten it by {} tokens or raise max_seq_len if the model allows more",
-                    tokens - context
+                    "shorten it by {} or raise max_seq_len if the model allows more",
+                    count(tokens - context)
                 )
             }
             Self::UnknownToken { .. } => {
@@ -141,4 +141,9 @@ impl EngineError {
             Self::Stopped | Self::Thread { .. } | Self::Config(_) => return None,
         })
     }
+}
+
+/// `1 token`, `2 tokens`.
+fn count(tokens: usize) -> String {
+    format!("{tokens} token{}", if tokens == 1 { "" } else { "s" })
 }

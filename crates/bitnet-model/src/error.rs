@@ -176,7 +176,7 @@ impl LoadError {
                 std::io::ErrorKind::NotFound => {
                     "check the path; a Hugging Face id has to be downloaded first"
                 }
-                std::io::ErrorKind::PermissionDenied => "give yourself permission to read the file",
+                std::io::ErrorKind::PermissionDenied => "give yourself permission to read it",
                 std::io::ErrorKind::InvalidInput => "put a regular file there",
                 _ => "check the disk, or copy the file and try the copy",
             },
@@ -199,6 +199,9 @@ impl LoadError {
             Self::UnexpectedTensor { .. } => {
                 "use a model of a supported architecture: BitNet b1.58, or Llama with ternary weights"
             }
+            Self::Shape { found, expected, .. } if is_other_layout(found, expected) => {
+                "the tensor has the shape of another byte order of packed weights: choose it with the option for the packed layout (--packed-layout, `packed_layout`)"
+            }
             Self::Shape { .. } => {
                 "the configuration and the weights belong to different models: take both from one place"
             }
@@ -210,5 +213,17 @@ impl LoadError {
             }
             Self::Unsupported { help, .. } => help,
         }
+    }
+}
+
+/// Whether a packed matrix `[rows / 4, cols]` is there where `[rows, cols / 4]` was expected, or the other way round.
+fn is_other_layout(found: &[usize], expected: &[usize]) -> bool {
+    match (found, expected) {
+        (&[rows, cols], &[more_rows, fewer_cols]) => {
+            let fits = |a: usize, b: usize| a.checked_mul(4) == Some(b);
+            (fits(rows, more_rows) && fits(fewer_cols, cols))
+                || (fits(more_rows, rows) && fits(cols, fewer_cols))
+        }
+        _ => false,
     }
 }

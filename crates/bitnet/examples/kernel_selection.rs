@@ -3,7 +3,7 @@
 //!
 //! Debug builds choose by the same timing, of slower code.
 
-use bitnet::Isa;
+use bitnet::{Isa, KvType};
 use bitnet_kernels::cpu::selection::{TIMED_COLS, TIMED_ROWS};
 
 fn main() {
@@ -14,15 +14,20 @@ fn main() {
             candidate.nanoseconds.map_or_else(String::new, |ns| format!("{:.2} us", ns / 1e3));
         println!("{:<13} {time:>9}  {}", candidate.level.name(), candidate.verdict);
     }
-    let level = selection.chosen.level();
-    println!(
-        "\n{:<34} {}, {} bits",
-        "ternary products (all linear layers)",
-        level,
-        level.vector_bits()
-    );
-    for operation in ["norms and int8 quantization", "rotary embedding", "attention", "output head"]
+    let (isa, level) = (selection.chosen, selection.chosen.level());
+    let row = |operation: &str, kernel: String| println!("{operation:<38} {kernel}");
+    let (rows, tokens) = isa.tile();
+    let tile = |rows, tokens| format!("tiles of {rows} rows x {tokens} tokens");
+    println!("\nwith {level}, timed above:\n");
+    row("ternary products (all linear layers)", tile(rows, tokens));
+    println!("\nthe same level without a timing of their own:\n");
+    let (rows, tokens) = isa.head_tile();
+    row("output head in int8 (the default)", tile(rows, tokens));
+    for dtype in KvType::ALL {
+        row(&format!("attention, {dtype} cache"), isa.attention_kernel(dtype).to_string());
+    }
+    for operation in ["norms and int8 quantization", "rotary embedding", "softmax, gates and sums"]
     {
-        println!("{operation:<36} {level}, the scalar definition compiled for it");
+        row(operation, format!("the scalar definition compiled for {level}"));
     }
 }

@@ -13,7 +13,7 @@ pub mod ablation;
 mod advice;
 pub(crate) mod bytes;
 mod drive;
-mod hash;
+pub mod hash;
 pub mod kernel;
 mod line;
 pub mod load;
@@ -34,6 +34,7 @@ use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::KvType;
 
+use crate::builder::ModelBuilder;
 use crate::error::Error;
 use crate::lock::MemoryLock;
 use crate::model::BitNetModel;
@@ -94,6 +95,18 @@ impl Default for BenchConfig {
             warmup: 1,
         }
     }
+}
+
+impl BenchConfig {
+    /// Whether all sequences fit into a context of so many tokens.
+    pub fn fits(&self, context: usize) -> bool {
+        plan::check_context(self, context).is_ok()
+    }
+}
+
+/// Tokens that a model's context holds, told by the headers of its files.
+pub fn context_of(open: &dyn Fn() -> ModelBuilder) -> Result<usize, Error> {
+    Ok(open().checkpoint()?.config().max_position_embeddings)
 }
 
 /// What is being done.

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use bitnet_inference::InvalidConfig;
+use bitnet_kernels::cpu::packed::Packing;
+
 /// How ternary weights are stored in a file. All hold the same weights: none is better than another but for its size and for
 /// the precision of the scale.
 ///
@@ -28,6 +31,10 @@ pub enum QuantizationType {
     TQ2_0,
     /// 2 bits, four rows in a byte, a scale per tensor: Hugging Face's safetensors.
     Packed,
+    /// 2 bits with a scale for each group; GGUF.
+    Q2_0,
+    /// 2 bits with a scale for each 128, of PrismML's models; GGUF.
+    PQ2_0,
 }
 
 /// Not a name of an encoding.
@@ -44,17 +51,137 @@ fn names() -> String {
 
 impl QuantizationType {
     /// All encodings that have a name here.
-    pub const ALL: [Self; 6] =
-        [Self::I2S, Self::TL1, Self::TL2, Self::TQ1_0, Self::TQ2_0, Self::Packed];
+    pub const ALL: [Self; 8] = [
+        Self::I2S,
+        Self::TL1,
+        Self::TL2,
+        Self::TQ1_0,
+        Self::TQ2_0,
+        Self::Packed,
+        Self::Q2_0,
+        Self::PQ2_0,
+    ];
 
-    /// Whether models in this encoding can be loaded. TL1 and TL2 cannot: their files say nothing about the tiles.
+    /// Whether models in this encoding can be loaded; [`Self::refusal`] says why not.
     pub fn can_load(self) -> bool {
-        !matches!(self, Self::TL1 | Self::TL2)
+        self.refusal().is_none()
     }
 
-    /// Whether models can be written in this encoding. TL1 and TL2 cannot, as nothing could read them.
+    /// Whether models can be written in this encoding: those that can be loaded.
     pub fn can_write(self) -> bool {
-        !matches!(self, Self::TL1 | Self::TL2)
+        self.can_load()
+    }
+
+    /// Why models in this encoding cannot be had.
+    pub fn refusal(self) -> Option<&'static str> {
+        match self {
+            Self::TL1 | Self::TL2 => {
+                Some("its tiles depend on the build that wrote it, and the file does not say how")
+            }
+            Self::Q2_0 | Self::PQ2_0 => Some(
+                "its weights come in groups with a scale each, of models that are not run here",
+            ),
+            _ => None,
+        }
+    }
+
+    /// How the weights lie in memory when a [`QuantizationConfig`] asks for this encoding.
+    fn packing(self) -> Packing {
+        match self {
+            Self::TQ1_0 => Packing::FiveTrits,
+            _ => Packing::TwoBits,
+        }
+    }
+
+    /// Values of [`QuantizationConfig::block_size`] that this encoding can have.
+    pub fn block_sizes(self) -> &'static [usize] {
+        match self {
+            Self::TQ1_0 | Self::TQ2_0 => &[256],
+            // One scale for the whole tensor is one for each of its blocks, whatever their size.
+            _ => &[32, 64, 128, 256],
+        }
+    }
+}
+
+/// How ternary weights are to lie in memory, for [`ModelConfig::packing`](crate::ModelConfig::packing). All forms hold the same
+/// weights and give the same logits, so there is no quality to choose, only size and speed.
+///
+/// ```
+/// use bitnet::{BitNetModel, QuantizationConfig, QuantizationType};
+///
+/// // For maximum speed (slight quality loss)
+/// let fast_config = QuantizationConfig {
+///     qtype: QuantizationType::I2S,
+///     block_size: 32,
+///     dynamic: true,
+///     ..Default::default()
+/// };
+///
+/// // For maximum quality (slower)
+/// let quality_config = QuantizationConfig {
+///     qtype: QuantizationType::TL2,
+///     block_size: 128,
+///     dynamic: false,
+///     calibration_size: Some(1000),
+///     ..Default::default()
+/// };
+///
+/// let model = bitnet::ModelConfig { packing: Some(fast_config.packing()?), ..Default::default() };
+/// let error = quality_config.packing().unwrap_err();
+/// assert!(error.to_string().starts_with("`qtype` is TL2; it should be one of I2_S, TQ1_0, TQ2_0, packed"));
+/// # Ok::<(), bitnet::InvalidConfig>(())
+/// ```
+///
+/// There is no loss of quality with I2_S: the weights of a ternary model are ternary already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuantizationConfig {
+    /// The encoding: TQ1_0 stands for five weights in a byte, the others that can be loaded for two bits each.
+    pub qtype: QuantizationType,
+    /// Weights that share a scale, one of [`QuantizationType::block_sizes`]. I2_S and packed have one scale for the whole tensor,
+    /// which serves blocks of any size.
+    pub block_size: usize,
+    /// Compute the scales of activations for each token, as models of this kind were trained. False is an error: fixed scales are
+    /// not computed here.
+    pub dynamic: bool,
+    /// Samples to find fixed scales with; an error, as there are none.
+    pub calibration_size: Option<usize>,
+}
+
+impl Default for QuantizationConfig {
+    fn default() -> Self {
+        let qtype = QuantizationType::I2S;
+        Self { qtype, block_size: 128, dynamic: true, calibration_size: None }
+    }
+}
+
+impl QuantizationConfig {
+    /// How weights are packed for it.
+    ///
+    /// # Errors
+    /// If the encoding cannot be had, cannot have this block size, or scales of activations were to be fixed.
+    pub fn packing(&self) -> Result<Packing, InvalidConfig> {
+        let invalid =
+            |field, found: String, expected: String| Err(InvalidConfig { field, found, expected });
+        if let Some(reason) = self.qtype.refusal() {
+            let known = QuantizationType::ALL.into_iter().filter(|qtype| qtype.can_load());
+            let known = known.map(|qtype| qtype.to_string()).collect::<Vec<_>>().join(", ");
+            return invalid("qtype", self.qtype.to_string(), format!("one of {known}: {reason}"));
+        }
+        let sizes = self.qtype.block_sizes();
+        if !sizes.contains(&self.block_size) {
+            let sizes = sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let expected = format!("one of {sizes} with {}", self.qtype);
+            return invalid("block_size", self.block_size.to_string(), expected);
+        }
+        if !self.dynamic {
+            let expected = "true: activations get a scale for each token, fixed ones are not made";
+            return invalid("dynamic", "false".into(), expected.into());
+        }
+        if let Some(samples) = self.calibration_size {
+            let expected = "None: scales that are computed for each token need no samples";
+            return invalid("calibration_size", samples.to_string(), expected.into());
+        }
+        Ok(self.qtype.packing())
     }
 }
 
@@ -67,6 +194,8 @@ impl fmt::Display for QuantizationType {
             Self::TQ1_0 => "TQ1_0",
             Self::TQ2_0 => "TQ2_0",
             Self::Packed => "packed",
+            Self::Q2_0 => "Q2_0",
+            Self::PQ2_0 => "PQ2_0",
         })
     }
 }
@@ -100,7 +229,32 @@ mod tests {
         let error = "q4_k".parse::<QuantizationType>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "`q4_k` is no encoding of ternary weights; there are I2_S, TL1, TL2, TQ1_0, TQ2_0, packed"
+            "`q4_k` is no encoding of ternary weights; there are I2_S, TL1, TL2, TQ1_0, TQ2_0, packed, Q2_0, PQ2_0"
         );
+    }
+    #[test]
+    fn what_cannot_be_is_refused_with_the_reason() {
+        let default = QuantizationConfig::default;
+        let table = [
+            (QuantizationConfig { qtype: QuantizationType::TL1, ..default() }, "tiles"),
+            (QuantizationConfig { qtype: QuantizationType::Q2_0, ..default() }, "groups"),
+            (QuantizationConfig { qtype: QuantizationType::PQ2_0, ..default() }, "groups"),
+            (QuantizationConfig { block_size: 48, ..default() }, "32, 64, 128, 256 with I2_S"),
+            (
+                QuantizationConfig { qtype: QuantizationType::TQ2_0, ..default() },
+                "one of 256 with TQ2_0",
+            ),
+            (QuantizationConfig { dynamic: false, ..default() }, "each token"),
+            (QuantizationConfig { calibration_size: Some(9), ..default() }, "no samples"),
+        ];
+        for (config, reason) in table {
+            let error = config.packing().unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+        let packing = |qtype, block_size| {
+            QuantizationConfig { qtype, block_size, ..default() }.packing().unwrap()
+        };
+        assert_eq!(packing(QuantizationType::I2S, 32), Packing::TwoBits);
+        assert_eq!(packing(QuantizationType::TQ1_0, 256), Packing::FiveTrits);
     }
 }

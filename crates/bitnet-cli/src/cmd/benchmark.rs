@@ -1,6 +1,7 @@
 //! `benchmark`: tokens per second beside what memory and arithmetic give at best.
 
 mod ablation;
+mod fit;
 mod kernel;
 mod load;
 mod model;
@@ -15,7 +16,7 @@ mod warnings;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bitnet::bench::ablation::AblationConfig;
 use bitnet::bench::kernel::{KernelConfig, parse_shape};
 use bitnet::bench::modes::ModesConfig;
@@ -36,6 +37,7 @@ use crate::console::Console;
 use crate::failure::Failure;
 use crate::load::{demo, resolve};
 use crate::numbers;
+use crate::output_file;
 use crate::threads::{self, PlacementArgs};
 
 /// More tokens than any model looks back on; sums of a few of them do not overflow.
@@ -81,7 +83,8 @@ pub struct BenchmarkArgs {
     /// Number types in which the keys and values of earlier tokens are kept, as f16,int8 [default: f16]
     #[arg(long, value_name = "TYPE,…", value_delimiter = ',', value_parser = kv_types())]
     kv_dtype: Vec<KvType>,
-    /// Tokens of the prompt; 0 leaves it out [default: 512; with --ablation and --modes 64, with --traffic 128]
+    /// Tokens of the prompt; 0 leaves it out [default: 512, or what the model's context holds; with --ablation and --modes 64, with
+    /// --traffic 128]
     #[arg(short, long, value_name = "TOKENS", allow_hyphen_values = true)]
     #[arg(value_parser = numbers::whole(0..=MOST_TOKENS))]
     prompt_tokens: Option<usize>,
@@ -191,6 +194,15 @@ struct Mode {
 pub fn run(args: &BenchmarkArgs, console: &Console) -> Result<()> {
     let format = args.output.as_deref().map(Format::of).transpose()?;
     check(args)?;
+    if let Some(file) = &args.output {
+        output_file::check(file)?;
+    }
+    if let Some(folder) = &args.plot {
+        std::fs::create_dir_all(folder).map_err(|error| {
+            Failure::input(format!("{}: cannot be made: {error}", folder.display()))
+        })?;
+        output_file::check(&folder.join("threads.svg"))?;
+    }
     let most = args.threads.iter().copied().max().unwrap_or(0);
     let threads = ThreadArgs { threads: most, threads_batch: 0, placement: args.placement.clone() };
     let chosen = threads::choose(&threads, &threads::environment, &Topology::detect())?;
@@ -338,7 +350,7 @@ impl Subject<'_> {
 
     fn model(&self) -> Result<()> {
         let args = self.args;
-        let config = BenchConfig {
+        let mut config = BenchConfig {
             threads: self.threads.to_vec(),
             simd_levels: args.simd_level.clone(),
             packings: args.packing.iter().map(|packing| packing.packing()).collect(),
@@ -351,14 +363,16 @@ impl Subject<'_> {
             iterations: args.iterations,
             warmup: args.warmup,
         };
+        let given = (args.prompt_tokens.is_some(), args.max_tokens.is_some());
+        if let Some(note) = fit::fit(&mut config, given, bench::context_of(self.open)?) {
+            self.console.note(&note);
+        }
         let report = with_bar(self.console, |progress| {
             bench::run(self.open, &self.model, &config, progress)
         })?;
         warnings(&report).iter().for_each(|warning| self.console.warn(warning));
         if let Some(folder) = &args.plot {
             let pictures = plot::pictures(&report, &command())?;
-            std::fs::create_dir_all(folder)
-                .with_context(|| format!("{} cannot be made", folder.display()))?;
             for (name, picture) in pictures {
                 output::write(&folder.join(name), &picture)?;
             }
@@ -407,10 +421,23 @@ impl Subject<'_> {
 
     fn phases(&self) -> Result<()> {
         let args = self.args;
-        let config = PhasesConfig {
-            threads: self.most_threads(),
+        let depths = args.ctx.first().copied().into_iter().collect();
+        let mut fitted = BenchConfig {
             prompt_tokens: args.prompt_tokens.unwrap_or(512),
             generated_tokens: args.max_tokens.unwrap_or(64),
+            depths,
+            iterations: 1,
+            warmup: 0,
+            ..BenchConfig::default()
+        };
+        let given = (args.prompt_tokens.is_some(), args.max_tokens.is_some());
+        if let Some(note) = fit::fit(&mut fitted, given, bench::context_of(self.open)?) {
+            self.console.note(&note);
+        }
+        let config = PhasesConfig {
+            threads: self.most_threads(),
+            prompt_tokens: fitted.prompt_tokens,
+            generated_tokens: fitted.generated_tokens,
             depth: args.ctx.first().copied().unwrap_or(0),
             batch_sizes: or(&args.batch_sizes, &[1]),
             iterations: args.iterations,

@@ -9,7 +9,7 @@ use anyhow::Result;
 use bitnet::{CachedFile, CachedKind, PackedCache};
 use serde_json::{Value, json};
 
-use crate::cache::CachePlace;
+use crate::cache::{self, CachePlace};
 use crate::console::Console;
 use crate::failure::Failure;
 use crate::report::{self, Align, Table, plural};
@@ -61,7 +61,7 @@ pub fn run(args: &CacheCommandArgs, console: &Console) -> Result<()> {
 }
 
 fn open(place: &CachePlace) -> Result<(PackedCache, Vec<CachedFile>)> {
-    let cache = place.config().ok_or_else(|| {
+    let cache = place.config(&cache::environment)?.ok_or_else(|| {
         Failure::input("there is no folder for packed weights: this user has no home")
             .hint("give it with --cache-dir DIR or BITNET_CACHE_DIR=DIR")
     })?;

@@ -15,12 +15,14 @@ use crate::args::Cli;
 pub struct ManArgs {}
 
 /// Variables that the program looks at; what they do is in the help of the flags that they stand for, or here.
-const ENVIRONMENT: [(&str, &str); 9] = [
+const ENVIRONMENT: [(&str, &str); 11] = [
     ("BITNET_MODEL", "The model where -m is not given."),
     (
         "BITNET_THREADS, RAYON_NUM_THREADS, OMP_NUM_THREADS",
         "The number of compute threads where -t is not given, the first of them that is set and not 0.",
     ),
+    ("BITNET_CACHE_DIR", "Where packed weights are kept where --cache-dir is not given."),
+    ("BITNET_CACHE_SIZE", "What they may take on the disk where --cache-size is not given."),
     ("RUST_LOG", "What is logged to stderr, before -q and -v: a level, or module=level,…"),
     ("NO_COLOR, TERM=dumb", "No colours on stderr; a dumb terminal gets no progress bars either."),
     ("HF_HOME, HF_HUB_CACHE, XDG_CACHE_HOME", "Where models named hf:OWNER/NAME are kept."),

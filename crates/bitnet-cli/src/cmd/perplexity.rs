@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::args::ModelArgs;
 use crate::console::Console;
 use crate::load::{self, Loaded};
+use crate::report::plural;
 use crate::{numbers, text_input};
 
 /// Window if neither the command line nor the model's context says another.
@@ -69,9 +70,10 @@ pub fn run(args: &PerplexityArgs, console: &Console) -> Result<()> {
         writeln!(out, "{:#}", as_json(args, &model, window, &found))?;
     } else {
         writeln!(out, "PPL = {}", with_error(&found))?;
-        let (tokens, windows) = (found.scored, found.windows);
+        let tokens = plural(found.scored, "token");
+        let windows = plural(found.windows, "window");
         let method = args.method;
-        writeln!(out, "{tokens} tokens scored in {windows} windows of {window}, method {method}")?;
+        writeln!(out, "{tokens} scored in {windows} of {window}, method {method}")?;
     }
     Ok(out.flush()?)
 }

@@ -13,6 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use bitnet::{Checkpoint, Error, OpenOptions};
 use bitnet_kernels::dense::DenseType;
+use bitnet_model::decoder::free_bytes;
 use bitnet_model::format::gguf::write::{self, TensorType};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -20,13 +21,14 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use self::plan::Plan;
 use self::preset::{Dimensions, Preset};
 use crate::console::Console;
-use crate::failure::Failure;
-use crate::{numbers, report};
+use crate::failure::{Failure, Interrupted};
+use crate::interrupt::{self, Watch};
+use crate::{numbers, output_file, report};
 
 /// Write a GGUF file with random ternary weights, as large and as fast as a real model of its dimensions
 #[derive(clap::Args)]
 pub struct SynthArgs {
-    /// Dimensions of a published model
+    /// Dimensions of a published model [default: those of 2b-4t]
     #[arg(long, value_name = "NAME")]
     preset: Option<Preset>,
     /// File to write
@@ -49,7 +51,7 @@ pub struct SynthArgs {
     seed: u64,
 }
 
-/// Dimensions that replace the preset's; without a preset, a BitNet with 128 wide heads and a vocabulary of 128256
+/// Dimensions that replace the preset's
 #[derive(clap::Args)]
 pub struct Sizes {
     /// Width of the residual stream
@@ -98,8 +100,13 @@ enum Head {
 
 pub fn run(args: &SynthArgs, console: &Console) -> Result<()> {
     let begin = Instant::now();
-    let plan = plan(args)?;
     check_output(args)?;
+    let dimensions = Dimensions::new(args.preset, &args.sizes)?;
+    let plan = plan(&dimensions, args)?;
+    output_file::check(&args.output)?;
+    check_space(&plan, &args.output)?;
+    console.note(&announcement(&dimensions, &plan, args));
+    interrupt::install()?;
     write(&plan, args, console)?;
     let checkpoint =
         Checkpoint::open(&args.output, &OpenOptions::default()).map_err(Error::from)?;
@@ -113,6 +120,36 @@ pub fn run(args: &SynthArgs, console: &Console) -> Result<()> {
         report::seconds(begin.elapsed()),
     )?;
     Ok(out.flush()?)
+}
+
+/// What is about to be written, of which the command line may have said little.
+fn announcement(it: &Dimensions, plan: &Plan, args: &SynthArgs) -> String {
+    let Dimensions { name, hidden, ffn, layers, heads, kv_heads, vocab, .. } = it;
+    let named = |value: &dyn Fn() -> Option<clap::builder::PossibleValue>| {
+        value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    };
+    let ternary = named(&|| args.ternary.to_possible_value());
+    let head = named(&|| args.head.to_possible_value());
+    let bytes = report::bytes(plan.bytes());
+    format!(
+        "{name}: {layers} layers, hidden size {hidden}, feed-forward {ffn}, {heads} heads ({kv_heads} for keys and values), \
+         {vocab} tokens, {ternary} with {head}: {bytes}"
+    )
+}
+
+/// Refuses a file for which there is no room, where the system tells.
+fn check_space(plan: &Plan, output: &Path) -> Result<(), Failure> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let (needed, free) = (plan.bytes(), free_bytes(folder.unwrap_or(Path::new("."))));
+    match free.filter(|free| *free < needed) {
+        None => Ok(()),
+        Some(free) => {
+            let (shown, needed, free) =
+                (output.display(), report::bytes(needed), report::bytes(free));
+            let message = format!("{shown}: {needed} are needed, and the disk has {free} free");
+            Err(Failure::input(message).hint("name a file on another disk, or a smaller model"))
+        }
+    }
 }
 
 /// Renaming would put a file in the place of a device, pipe or link, for everyone on the machine: `--force` is for files.
@@ -130,8 +167,7 @@ fn check_output(args: &SynthArgs) -> Result<(), Failure> {
     }
 }
 
-fn plan(args: &SynthArgs) -> Result<Plan> {
-    let dimensions = Dimensions::new(args.preset, &args.sizes)?;
+fn plan(dimensions: &Dimensions, args: &SynthArgs) -> Result<Plan> {
     let ternary = match args.ternary {
         Ternary::I2S => TensorType::I2S,
         Ternary::Tq2_0 => TensorType::Tq2_0,
@@ -141,7 +177,7 @@ fn plan(args: &SynthArgs) -> Result<Plan> {
         Head::Q8_0 => DenseType::Q8_0,
         Head::Q6K => DenseType::Q6K,
     };
-    Plan::new(&dimensions, ternary, head, args.seed)
+    Plan::new(dimensions, ternary, head, args.seed)
 }
 
 /// Writes beside the file first, so that its name never stands for half a model.
@@ -149,20 +185,27 @@ fn write(plan: &Plan, args: &SynthArgs, console: &Console) -> Result<()> {
     let mut partial = args.output.clone().into_os_string();
     partial.push(".incomplete");
     let partial = PathBuf::from(partial);
-    let result = write_file(plan, &partial, &bar(plan, console))
+    let watch = Watch::start();
+    let result = write_file(plan, &partial, &bar(plan, console), &watch)
         .and_then(|()| fs::rename(&partial, &args.output));
     if result.is_err() {
         let _ = fs::remove_file(&partial); // the error that led here is the one to tell
     }
+    if watch.pressed() && result.is_err() {
+        return Err(Interrupted.into());
+    }
     result.with_context(|| format!("{} cannot be written", args.output.display()))
 }
 
-fn write_file(plan: &Plan, path: &Path, bar: &ProgressBar) -> io::Result<()> {
+fn write_file(plan: &Plan, path: &Path, bar: &ProgressBar, watch: &Watch) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
     weights::in_order(plan, |pieces| {
         write::write(&mut out, plan.metadata(), plan.tensors(), |tensor, out| {
             for _ in plan.pieces_of(tensor) {
                 let piece = pieces.next().expect("there are as many pieces as the plan has")?;
+                if watch.pressed() {
+                    return Err(io::Error::other("interrupted"));
+                }
                 out.write_all(&piece)?;
                 bar.inc(piece.len() as u64);
             }

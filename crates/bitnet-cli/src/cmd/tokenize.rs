@@ -19,8 +19,8 @@ use crate::{load, numbers, text_input};
 /// Without TEXT or --file the text is read from stdin, less one newline at its end.
 #[derive(clap::Args)]
 pub struct TokenizeArgs {
-    /// The text; - reads stdin
-    #[arg(value_name = "TEXT", allow_hyphen_values = true, conflicts_with_all = ["file", "ids"])]
+    /// The text, after -- if it begins with a dash; - reads stdin
+    #[arg(value_name = "TEXT", conflicts_with_all = ["file", "ids"])]
     text: Option<String>,
     /// A file with the text; - reads stdin
     #[arg(short, long, value_name = "FILE", conflicts_with = "ids")]

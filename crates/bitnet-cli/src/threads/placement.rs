@@ -10,10 +10,10 @@ use super::omp;
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct PlacementArgs {
     /// Bind each compute thread to a CPU, one for each physical core first [default: as OMP_PROC_BIND and OMP_PLACES say]
-    #[arg(long, overrides_with = "no_pin", help_heading = THREADS)]
+    #[arg(long, conflicts_with = "no_pin", help_heading = THREADS)]
     pin: bool,
     /// Let the system move threads, whatever OMP_PROC_BIND and OMP_PLACES say
-    #[arg(long, overrides_with = "pin", help_heading = THREADS)]
+    #[arg(long, help_heading = THREADS)]
     no_pin: bool,
     /// Compute on these CPUs only, as 0,2-5
     #[arg(long, value_name = "LIST", value_parser = parse_cpus, help_heading = THREADS)]

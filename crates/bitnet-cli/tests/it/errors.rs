@@ -1,4 +1,6 @@
-use crate::{program, run, run_with_stdin, testdata};
+use std::io::ErrorKind;
+
+use crate::{Run, program, run, run_with_stdin, testdata};
 
 /// Arguments that cannot work: exit code 2, nothing on stdout, and a message with each of these parts.
 #[track_caller]
@@ -117,7 +119,10 @@ fn numbers_that_no_setting_can_be_are_refused_before_a_model_is_loaded() {
 
 #[test]
 fn options_that_contradict_each_other_are_refused_with_the_reason() {
-    let table: [(&[&str], &[&str]); 10] = [
+    let table: [(&[&str], &[&str]); 13] = [
+        (&["-p", "x", "--no-cache", "--cache-dir", "d"], &["--no-cache", "--cache-dir", "cannot"]),
+        (&["-p", "x", "--no-cache", "--cache-size", "1G"], &["--no-cache", "--cache-size"]),
+        (&["-p", "x", "--pin", "--no-pin"], &["--pin", "--no-pin", "cannot be used with"]),
         (&["-p", "x", "--token-ids", "1"], &["--prompt with --token-ids", "both give the prompt"]),
         (&["-p", "x", "-f", "y"], &["--prompt with --file", "both give the prompt"]),
         (&["--chat", "--token-ids", "1"], &["--chat with --token-ids", "complete prompt"]),
@@ -211,12 +216,78 @@ fn models_that_cannot_be_are_refused() {
 }
 
 #[test]
+fn models_in_the_wrong_place_are_told_where_they_are_looked_for() {
+    let tiny = testdata("golden/bitnet-tiny");
+    let config = tiny.join("config.json");
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a.gguf", "b.gguf"] {
+        std::fs::write(folder.path().join(name), "").unwrap();
+    }
+    let [tiny, config, folder] = [&tiny, &config, folder.path()].map(|path| path.to_str().unwrap());
+    let table: [(&[&str], &[&str]); 4] = [
+        (
+            &["-m", "owner/name-1.5"],
+            &["no such file or folder", "hint:", "write hf:owner/name-1.5"],
+        ),
+        (&["-m", config], &["this is a JSON file", "directory that holds config.json"]),
+        (&["-m", folder], &["there are 2 .gguf files (a.gguf, b.gguf)"]),
+        (&["-m", tiny, "--packed-layout", "wf-msb"], &["q_proj", "hint:", "--packed-layout"]),
+    ];
+    for (args, parts) in table {
+        check(&[&["run", "-p", "x"], args].concat(), parts);
+    }
+    check(&["tokenize", "--bogus"], &["unexpected argument '--bogus'"]);
+    check(&["run", "-p", "x", "-c", "1"], &["shorten it by 1 token,"]);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_folder_that_may_not_be_read_is_no_empty_one() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let allow = |mode| {
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for mode in [0o000, 0o300, 0o400] {
+        allow(mode);
+        // Nothing is forbidden to root.
+        if std::fs::metadata(folder.path().join("x"))
+            .is_err_and(|e| e.kind() != ErrorKind::NotFound)
+        {
+            let path = folder.path().to_str().unwrap();
+            check(&["run", "-p", "x", "-m", path], &["cannot be read", "hint: give yourself"]);
+        }
+    }
+    allow(0o700);
+}
+
+#[test]
+fn a_head_that_is_not_used_is_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(testdata("golden/llama158-tiny")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let config = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["tie_word_embeddings"] = true.into();
+    std::fs::write(config, json.to_string()).unwrap();
+    let path = folder.path().to_str().unwrap();
+    let end = run(["run", "-p", "x", "-n", "1", "-m", path]);
+    assert!(end.stderr.contains("warning: `tie_word_embeddings` is true"), "{}", end.stderr);
+    let end = run(["inspect", path]);
+    assert!(end.stdout.contains("`lm_head.weight` is not used"), "{}", end.stdout);
+}
+
+#[test]
 fn bad_variables_are_named_with_their_value() {
     for (name, value) in [
         ("BITNET_THREADS", "many"),
         ("RAYON_NUM_THREADS", "-2"),
         ("OMP_NUM_THREADS", "1e3"),
         ("RUST_LOG", "a=b=c"),
+        ("BITNET_CACHE_SIZE", "much"),
     ] {
         let end = program().args(["run", "-p", "x"]).env(name, value).output().unwrap();
         let stderr = String::from_utf8(end.stderr).unwrap();
@@ -225,18 +296,56 @@ fn bad_variables_are_named_with_their_value() {
             stderr.contains(&format!("{name}={value}")) && stderr.contains("hint:"),
             "{stderr}"
         );
+        assert!(!stderr.contains("for '--"), "{stderr}");
     }
 }
 
 #[test]
-fn a_file_that_cannot_be_written_is_a_failure() {
-    let end = run(["run", "-p", "x", "-n", "0", "--logits", "/no/such/folder/logits.safetensors"]);
-    assert_eq!(end.code, Some(1));
-    assert!(
-        end.stderr.contains("/no/such/folder/logits.safetensors: cannot be written"),
-        "{}",
-        end.stderr
-    );
+fn empty_variables_are_as_good_as_none() {
+    let names = ["BITNET_CACHE_DIR", "BITNET_CACHE_SIZE", "BITNET_THREADS"];
+    let mut command = program();
+    command.args(["run", "-p", "Once", "-n", "1"]).envs(names.map(|name| (name, "")));
+    let end: Run = command.output().unwrap().into();
+    assert_eq!(end.code, Some(0), "{}", end.stderr);
+}
+
+#[test]
+fn a_folder_for_a_model_that_is_never_kept_is_a_warning() {
+    let folder = std::env::temp_dir();
+    let folder = folder.to_str().unwrap();
+    for (flag, value) in [("--cache-dir", folder), ("--cache-size", "1G")] {
+        let end = run(["run", "-p", "Once", "-n", "1", flag, value]);
+        let warning = format!("warning: {flag} changes nothing: the built-in model");
+        assert!(end.code == Some(0) && end.stderr.contains(&warning), "{}", end.stderr);
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_directory_at_stdin_is_bad_input() {
+    let folder = std::fs::File::open("/").unwrap();
+    let end: Run = program().arg("run").stdin(folder).output().unwrap().into();
+    assert_eq!(end.code, Some(2), "{}", end.stderr);
+    assert!(end.stderr.contains("stdin: is a directory, expected text"), "{}", end.stderr);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_refused_before_any_work() {
+    let folder = std::env::temp_dir();
+    let folder = folder.to_str().unwrap();
+    let table: [&[&str]; 4] = [
+        &["run", "-p", "x", "-n", "0", "-m", "/no/such/model", "--logits"],
+        &["benchmark", "-m", "/no/such/model", "-o"],
+        &["benchmark", "-m", "/no/such/model", "--plot"],
+        &["synth", "--preset", "tiny", "-o"],
+    ];
+    for args in table {
+        let path = if args.contains(&"--plot") { "/dev/null/p" } else { "/no/such/folder/x.json" };
+        check(&[args, &[path]].concat(), &[path]);
+    }
+    for args in [table[0], table[3]] {
+        check(&[args, &[folder]].concat(), &[folder]);
+    }
 }
 
 /// Logits go to a file beside the one named, which is then renamed. Done to a pipe, a device or a link, that would put a file

@@ -251,3 +251,40 @@ fn six_programs_at_once_do_not_disturb_each_other() {
         assert_eq!(end.text(), expected);
     }
 }
+
+#[test]
+fn a_result_names_its_model_and_its_ids() {
+    let once = ["run", "-q", "-p", "Once", "--temperature", "0", "--json", "-n"];
+    let of = |tokens: &str| run([&once[..], &[tokens]].concat()).json();
+    let (one, two) = (of("5"), of("6"));
+    let hash = one["model_hash"].as_str().unwrap();
+    let benchmark = ["benchmark", "-q", "-p", "4", "-n", "0", "--iterations", "1", "--json"];
+    let sha256 = run(benchmark).json()["model"]["sha256"].as_str().unwrap().to_owned();
+    assert_eq!(hash, format!("sha256:{sha256}"));
+    assert_eq!(one["ids_hash"].as_str().unwrap().len(), 16);
+    assert_eq!(one["ids_hash"], of("5")["ids_hash"]);
+    assert_ne!(one["ids_hash"], two["ids_hash"]);
+}
+
+#[test]
+fn without_a_token_no_time_is_printed() {
+    let empty = ["run", "-p", "Once", "-c", "2"];
+    let end = run(empty);
+    assert!(
+        end.stderr.contains("0 tokens") && !end.stderr.contains("first token"),
+        "{}",
+        end.stderr
+    );
+    let times = &run([&empty[..], &["--json"]].concat()).json()["timings"];
+    for name in ["time_to_first_token_s", "prompt_s", "generation_s"] {
+        assert!(times[name].is_null(), "{times}");
+    }
+}
+
+#[test]
+fn an_end_that_was_asked_for_is_told_with_the_timings() {
+    let args = ["run", "-p", "Once upon a time", "--temperature", "0", "--stop", "."];
+    let end = run(args);
+    assert!(end.stderr.contains("stopped before the text \".\""), "{}", end.stderr);
+    assert_eq!(run([&args[..], &["-q"]].concat()).stderr, "");
+}

@@ -11,6 +11,7 @@ mod models;
 mod parallel;
 #[cfg(unix)]
 mod signals;
+mod synth;
 mod tools;
 
 use std::io::Write;

@@ -64,6 +64,19 @@ fn forms_of_weights_head_and_cache_are_cases_with_bytes_of_their_own() {
     assert!(found[0].3 > found[7].3 && found[0].4 > found[7].4, "{found:?}");
 }
 
+#[test]
+fn defaults_are_cut_to_the_models_context_with_a_note() {
+    let once = ["benchmark", "-t", "1", "--iterations", "1", "--json"];
+    for mode in [&["-n", "4", "--warmup=0"][..], &["-n", "4", "--phases"]] {
+        let end = run([&once[..], mode].concat());
+        let note = "context has 512 tokens: a prompt of 511 in place of 512";
+        assert!(end.stderr.contains(note), "{mode:?}: {}", end.stderr);
+        end.json();
+    }
+    let end = run([&once[..], &["-p", "512"]].concat());
+    assert_eq!(end.code, Some(2), "{}", end.stderr);
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn threads_of_a_benchmark_run_where_they_are_told_to() {

@@ -125,6 +125,14 @@ fn help_and_version_go_to_stdout() {
 }
 
 #[test]
+fn the_help_of_logits_says_how_to_get_the_references() {
+    let help = run(["run", "--help"]).text();
+    let of = &help[help.find("--logits <FILE>").unwrap()..];
+    let of: Vec<_> = of.split_whitespace().take(60).collect();
+    assert!(of.join(" ").contains("`--head file --kv-dtype f32`"), "{of:?}");
+}
+
+#[test]
 #[cfg(unix)]
 fn the_compatibility_script_takes_the_old_flags() {
     let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../run_inference.py");

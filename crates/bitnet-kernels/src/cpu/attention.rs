@@ -20,6 +20,8 @@ use portable as tier;
 #[cfg(not(target_arch = "x86_64"))]
 mod portable;
 
+pub(super) use tier::{form, reads_stored, vector_bits};
+
 /// Tokens whose queries attend together; tiles begin at multiples of it, so that the tokens of a tile see the same chunks.
 const TILE: usize = 16;
 

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 #[cfg(target_arch = "aarch64")]
 use super::aarch64::{Neon, NeonDotprod};
-use super::head::product::Int8Product;
+use super::head::product::{Int8Kernel, Int8Product};
 use super::level::{CpuFeatures, SimdLevel};
 use super::packed::PackedTernary;
 use super::pool::Stripe;
@@ -192,6 +192,14 @@ impl Isa {
     /// The tile that the tier's kernel computes at a time: rows and tokens at most.
     pub fn tile(self) -> (usize, usize) {
         fn of<K: TileKernel>(_: K) -> (usize, usize) {
+            (K::PANELS * super::packed::PANEL_ROWS, K::TOKENS)
+        }
+        with_kernel!(self, |kernel| of(kernel))
+    }
+
+    /// The tile that the tier's kernel for an int8 head computes at a time: rows and tokens at most.
+    pub fn head_tile(self) -> (usize, usize) {
+        fn of<K: Int8Kernel>(_: K) -> (usize, usize) {
             (K::PANELS * super::packed::PANEL_ROWS, K::TOKENS)
         }
         with_kernel!(self, |kernel| of(kernel))

@@ -11,6 +11,7 @@ pub mod floats;
 pub mod head;
 mod input;
 pub mod isa;
+pub mod kernels;
 pub mod level;
 pub mod packed;
 pub mod packing;

@@ -44,6 +44,12 @@ pub fn from_json(
             ));
         }
     }
+    let tied = keys.bool("tie_word_embeddings")?;
+    if tied == Some(true) && has_head {
+        tracing::warn!(
+            "`tie_word_embeddings` is true, so `lm_head.weight` is not used and the embedding is the output head"
+        );
+    }
     let sizes = Sizes::read(&keys, None)?;
     let rest = Rest {
         rope: rope(&keys, config)?,
@@ -52,7 +58,7 @@ pub fn from_json(
             (None, None) => return Err(keys.missing("hidden_act", "\"relu2\" or \"silu\"")),
         },
         sub_norms: family.sub_norms,
-        tie_word_embeddings: keys.bool("tie_word_embeddings")?.unwrap_or(!has_head),
+        tie_word_embeddings: tied.unwrap_or(!has_head),
         bos_token_id: token_ids(&keys, config, "bos_token_id", sizes.vocab_size)?.first().copied(),
         eos_token_ids: eos_token_ids(&keys, config, generation, sizes.vocab_size)?,
         architecture: family.architecture,

@@ -271,7 +271,7 @@ impl PackedCache {
 }
 
 /// Free bytes of the disk that has this folder, where the system tells.
-fn free_bytes(folder: &Path) -> Option<u64> {
+pub fn free_bytes(folder: &Path) -> Option<u64> {
     #[cfg(target_os = "linux")]
     {
         let disk = rustix::fs::statvfs(folder).ok()?;

@@ -23,7 +23,7 @@ use crate::config::ArchConfig;
 use crate::kv::KvCache;
 
 pub use crate::format::packed::Place;
-pub use cache::{CacheUse, CachedFile, CachedKind, CachedOrigin, PackedCache};
+pub use cache::{CacheUse, CachedFile, CachedKind, CachedOrigin, PackedCache, free_bytes};
 pub use load::{LoadOptions, LoadProgress};
 use residency::Residency;
 

@@ -73,6 +73,9 @@ impl Checkpoint {
                 let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
                 Self::open_directory(parent.unwrap_or(Path::new(".")), options)
             }
+            Some("json") => {
+                Err(LoadError::NoModel { path: path.into(), found: "this is a JSON file".into() })
+            }
             _ => Self::open_gguf(path, options),
         }
     }

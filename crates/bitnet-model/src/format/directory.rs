@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
@@ -23,6 +24,9 @@ const INDEX: &str = "model.safetensors.index.json";
 /// twenty times its length, so this bounds memory too.
 const MAX_JSON: u64 = 16 << 20;
 
+/// Names of files that an error lists.
+const SHOWN: usize = 12;
+
 /// All weight files of a checkpoint.
 pub(super) struct Shards {
     pub files: Vec<PathBuf>,
@@ -33,14 +37,17 @@ pub(super) struct Shards {
 impl Shards {
     pub fn open(directory: &Path, mmap: bool) -> Result<Self, LoadError> {
         let single = directory.join(SINGLE);
-        if single.is_file() {
+        if is_there(&single)? {
             let source = Source::open(&single, mmap)?;
             return Self::one(single, source);
         }
         let index = directory.join(INDEX);
-        if index.is_file() {
+        if is_there(&index)? {
             return Self::indexed(directory, &index, mmap);
         }
+        // A folder that may not be listed is not an empty one.
+        std::fs::read_dir(directory)
+            .map_err(|source| LoadError::Io { path: directory.into(), source })?;
         Err(LoadError::NoModel { path: directory.into(), found: what_is_there(directory) })
     }
 
@@ -145,6 +152,16 @@ pub(super) fn read_json(path: &Path) -> Result<Map<String, Value>, LoadError> {
     json::parse(path, &text)
 }
 
+/// Whether there is such a file; an error where the system does not say.
+fn is_there(path: &Path) -> Result<bool, LoadError> {
+    match path.metadata() {
+        Err(source) if source.kind() == ErrorKind::PermissionDenied => {
+            Err(LoadError::Io { path: path.into(), source })
+        }
+        found => Ok(found.is_ok_and(|found| found.is_file())),
+    }
+}
+
 /// A directory's only GGUF file, if it has one and no safetensors.
 pub(super) fn only_gguf(directory: &Path) -> Option<PathBuf> {
     if directory.join(SINGLE).is_file() || directory.join(INDEX).is_file() {
@@ -168,7 +185,14 @@ fn files_with(directory: &Path, extension: &str) -> Vec<PathBuf> {
 fn what_is_there(directory: &Path) -> String {
     let gguf = files_with(directory, "gguf");
     if !gguf.is_empty() {
-        return format!("there are {} .gguf files and none is named", gguf.len());
+        let names = gguf.iter().filter_map(|path| path.file_name()).take(SHOWN);
+        let names: Vec<_> = names.map(|name| name.to_string_lossy()).collect();
+        let more = match gguf.len() - names.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let (count, names) = (gguf.len(), names.join(", "));
+        return format!("there are {count} .gguf files ({names}{more}) and none is named");
     }
     if !files_with(directory, "bin").is_empty() || !files_with(directory, "pth").is_empty() {
         return "there are PyTorch files and no safetensors".into();

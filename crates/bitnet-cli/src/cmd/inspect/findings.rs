@@ -30,6 +30,9 @@ fn findings(checkpoint: &Checkpoint) -> Vec<String> {
     if config.eos_token_ids.is_empty() {
         found.push("no token ends a text: generation runs to its limit".into());
     }
+    if config.tie_word_embeddings && checkpoint.tensors().any(|it| it.name == "lm_head.weight") {
+        found.push("`lm_head.weight` is not used: the configuration says that the embedding is the output head".into());
+    }
     let scalar = |key: &str| checkpoint.metadata().string(key);
     if scalar("tokenizer.ggml.model") == Some("gpt2") && scalar("tokenizer.ggml.pre").is_none() {
         found.push("`tokenizer.ggml.pre` is missing: texts are split as Llama 3 does".into());

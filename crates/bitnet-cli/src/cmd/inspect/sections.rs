@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bitnet::bench::TokenBytes;
-use bitnet::{ArchConfig, Checkpoint, HeadType, Isa, KvType};
+use bitnet::{ArchConfig, Checkpoint, HeadType, Isa, KvType, Packing};
 use bitnet_model::config::{RopeConfig, RopeScaling};
 use bitnet_model::format::metadata::{Metadata, Value};
 use serde_json::json;
@@ -67,7 +67,8 @@ fn architecture_json(it: &ArchConfig) -> serde_json::Value {
 
 /// What each encoding becomes, and what computes with it.
 pub fn kernels(checkpoint: &Checkpoint) -> Section {
-    let level = Isa::best().name();
+    let (level, head) = (Isa::best().name(), head_kernel(Isa::best(), HeadType::default()));
+    let packings = Packing::ALL.map(Packing::name).join(" or ");
     let mut uses: BTreeMap<(&'static str, &'static str), usize> = BTreeMap::new();
     for tensor in checkpoint.tensors() {
         *uses.entry((part(checkpoint, &tensor.name), tensor.encoding)).or_default() += 1;
@@ -76,10 +77,11 @@ pub fn kernels(checkpoint: &Checkpoint) -> Section {
     let mut list = Vec::new();
     for ((part, encoding), count) in uses {
         let kernel = match part {
-            "linear layer" => format!("panels of 16 rows at 2 bits, int8 products ({level})"),
+            "linear layer" => format!("packed as {packings}, int8 products ({level})"),
             "norm" => format!("f32 ({level})"),
-            "embedding" => "one row per token, made f32".to_owned(),
-            _ => format!("read as stored, f32 products ({level})"),
+            "embedding" => EMBEDDING.to_owned(),
+            "embedding and head" => format!("{EMBEDDING}; as head {head}"),
+            _ => head.clone(),
         };
         table.row([part, encoding, &count.to_string(), &kernel]);
         list.push(
@@ -87,6 +89,21 @@ pub fn kernels(checkpoint: &Checkpoint) -> Section {
         );
     }
     Section { title: "Kernels", text: table.render("  "), json: ("kernels", list.into()) }
+}
+
+const EMBEDDING: &str = "one row per token, made f32";
+
+/// What becomes of the output head in a form, and what computes with it.
+fn head_kernel(isa: Isa, form: HeadType) -> String {
+    let ((rows, tokens), level) = (isa.head_tile(), isa.name());
+    match form {
+        HeadType::Int8 | HeadType::TwoStage => {
+            format!(
+                "held as {form}, int8 products in tiles of {rows} rows x {tokens} tokens ({level})"
+            )
+        }
+        HeadType::File => format!("read as stored, f32 products ({level})"),
+    }
 }
 
 fn part(checkpoint: &Checkpoint, name: &str) -> &'static str {

@@ -8,6 +8,10 @@ pub fn form(_: Isa) -> Form {
     Form::Pairs
 }
 
+pub fn vector_bits(_: Isa) -> usize {
+    0
+}
+
 pub fn reads_stored(_: Isa, _: KvType) -> bool {
     false
 }

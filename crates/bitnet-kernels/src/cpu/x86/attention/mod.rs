@@ -152,6 +152,16 @@ pub fn announce(bytes: &[u8]) {
     bytes.chunks(4096).for_each(|page| prefetch(page.as_ptr()));
 }
 
+/// Bits of the vectors in the tier's loops over floats; 0 for the portable ones. As `score` chooses.
+pub fn vector_bits(isa: Isa) -> usize {
+    match isa {
+        Isa::Scalar => 0,
+        Isa::Sse41(_) => 128,
+        Isa::Avx(_) | Isa::Avx2(_) | Isa::AvxVnni(_) => 256,
+        Isa::Avx512(_) | Isa::Avx512Vnni(_) => 512,
+    }
+}
+
 /// How the tier's loops over int8 take 16-bit numbers.
 pub fn form(isa: Isa) -> Form {
     match isa {
