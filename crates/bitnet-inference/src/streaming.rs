@@ -193,8 +193,9 @@ mod tests {
     };
 
     type Item = Result<Piece, EngineError>;
+    type Fed = Portions<Pin<Box<Receiver<Item>>>>;
 
-    fn portions(config: StreamingConfig) -> (Sender<Item>, Portions<Pin<Box<Receiver<Item>>>>) {
+    fn portions(config: StreamingConfig) -> (Sender<Item>, Fed) {
         let (sender, receiver) = async_channel::unbounded();
         (sender, Portions::new(Box::pin(receiver), config).unwrap())
     }

@@ -74,7 +74,7 @@ pub struct DynamicBatcher {
 }
 
 enum Message {
-    Request(Waiting),
+    Request(Box<Waiting>),
     /// A request is done, or nobody wants its answer any more.
     Ended,
     /// There will be no more requests.
@@ -142,7 +142,7 @@ impl DynamicBatcher {
         let (reply, receiver) = async_channel::bounded(1);
         let waiting = Waiting { request, since: Instant::now(), reply };
         let stopped = || Error::Engine(bitnet_inference::EngineError::Stopped);
-        self.messages.send(Message::Request(waiting)).map_err(|_| stopped())?;
+        self.messages.send(Message::Request(Box::new(waiting))).map_err(|_| stopped())?;
         let (stream, _slot) = receiver.recv().await.map_err(|_| stopped())??;
         stream.finish().await
     }
@@ -179,7 +179,7 @@ impl Gathering {
                 None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match message {
-                Ok(Message::Request(waiting)) => self.waiting.push_back(waiting),
+                Ok(Message::Request(waiting)) => self.waiting.push_back(*waiting),
                 Ok(Message::Ended) => self.running -= 1,
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Message::Closed) | Err(RecvTimeoutError::Disconnected) => return,

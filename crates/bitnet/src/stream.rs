@@ -17,8 +17,8 @@ pub struct GenerationStream(Pieces);
 #[derive(Debug)]
 enum Pieces {
     /// A piece for each token.
-    Tokens(Generation),
-    Portions(Portions<Generation>),
+    Tokens(Box<Generation>),
+    Portions(Box<Portions<Generation>>),
 }
 
 impl GenerationStream {
@@ -28,8 +28,8 @@ impl GenerationStream {
         streaming: Option<StreamingConfig>,
     ) -> Result<Self, Error> {
         Ok(Self(match streaming {
-            None => Pieces::Tokens(generation),
-            Some(config) => Pieces::Portions(Portions::new(generation, config)?),
+            None => Pieces::Tokens(Box::new(generation)),
+            Some(config) => Pieces::Portions(Box::new(Portions::new(generation, config)?)),
         }))
     }
 
@@ -102,9 +102,9 @@ impl Stream for GenerationStream {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let piece: Poll<Option<Result<Piece, EngineError>>> = match &mut self.0 {
-            Pieces::Tokens(generation) => Pin::new(generation).poll_next(context),
+            Pieces::Tokens(generation) => Pin::new(&mut **generation).poll_next(context),
             Pieces::Portions(portions) => {
-                let piece = Pin::new(&mut *portions).poll_next(context);
+                let piece = Pin::new(&mut **portions).poll_next(context);
                 if matches!(piece, Poll::Ready(Some(Err(_)))) {
                     portions.cancel(); // nothing more is handed out, so nothing more is to be done
                 }

@@ -297,7 +297,7 @@ fn a_sequence_may_have_any_pages_that_are_free() {
     };
     let mut streams: Vec<_> = (0..8).map(start).map(Some).collect();
     streams.iter_mut().step_by(2).for_each(|stream| *stream = None);
-    let long = "Tom had a red ball. ".repeat(30);
+    let long = "Tom had a red ball. ".repeat(40);
     let found = model.generate_blocking(&long, &greedy(10)).unwrap();
     assert!(found.prompt_ids.len() > 3 * 64, "{}", found.prompt_ids.len());
     assert_eq!(found.ids, demo().generate_blocking(&long, &greedy(10)).unwrap().ids);
@@ -337,6 +337,7 @@ fn the_cache_takes_memory_as_sequences_grow() {
     let batch = BatchConfig { max_batch_size: 32, ..Default::default() };
     let prompts: Vec<String> = (0..32).map(|index| format!("{index} dogs")).collect();
     block_on(model.generate_batch_with(&prompts, &greedy(400), &batch)).unwrap();
+    wait_idle(&model); // so that all pages have been given back
     let (after, stats) = (resident(), model.stats());
     let filled = cache / stats.kv_pages * stats.kv_pages_kept;
     let grown = after - before;
