@@ -26,6 +26,22 @@ pub enum EvictionStrategy {
     Fifo,
 }
 
+/// The names as abbreviations are often written.
+///
+/// ```
+/// use bitnet_inference::EvictionStrategy;
+///
+/// assert_eq!(EvictionStrategy::LRU, EvictionStrategy::Lru);
+/// ```
+impl EvictionStrategy {
+    /// [`Lru`](Self::Lru).
+    pub const LRU: Self = Self::Lru;
+    /// [`Lfu`](Self::Lfu).
+    pub const LFU: Self = Self::Lfu;
+    /// [`Fifo`](Self::Fifo).
+    pub const FIFO: Self = Self::Fifo;
+}
+
 /// What comes before a page: nothing, or a filed page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Chain {

@@ -152,6 +152,7 @@ impl<B: Backend> Engine<B> {
             client.end(Event::Finished(FinishReason::Context), &*self.observer, Instant::now());
             return;
         }
+        self.model.foresee(&request.ids); // one row from a disk takes as long as a token
         let id = self.scheduler.add(request, submitted);
         self.clients.insert(id, client);
     }

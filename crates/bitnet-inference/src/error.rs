@@ -70,6 +70,12 @@ pub enum EngineError {
     /// The deadline came before the turn.
     #[error("the request did not begin before its deadline")]
     DeadlineExceeded,
+    /// A token came later than it may come after the one before it.
+    #[error("the next token did not come within {timeout_ms} ms")]
+    TokenTimeout {
+        /// The time allowed.
+        timeout_ms: u64,
+    },
     /// The model gave something that no token can be drawn from.
     #[error("no token can be drawn after {}", count(*.tokens))]
     Sample {
@@ -123,6 +129,9 @@ impl EngineError {
             Self::DeadlineExceeded => {
                 "allow more time, send fewer requests at once, or give this one a higher priority"
                     .into()
+            }
+            Self::TokenTimeout { .. } => {
+                "raise token_timeout_ms, or send fewer requests at once".into()
             }
             Self::Sample { .. } => {
                 "the weights may be damaged or read in a wrong layout; compare the file's checksum"

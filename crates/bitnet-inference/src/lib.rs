@@ -17,6 +17,7 @@ pub mod sequence;
 pub mod stats;
 pub mod step_model;
 pub mod stream;
+pub mod streaming;
 #[cfg(not(feature = "shuttle"))]
 mod sync;
 #[cfg(feature = "shuttle")]
@@ -34,3 +35,4 @@ pub use request::{
 pub use sequence::{FinishReason, Stop};
 pub use stats::{End, EngineStats, Observer};
 pub use stream::{Generation, Output, Piece, Timings};
+pub use streaming::StreamingConfig;

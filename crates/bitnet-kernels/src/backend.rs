@@ -117,6 +117,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// A copy of the activations in host memory, for tools and tests.
     fn download(&self, x: &Self::Activations) -> Vec<f32>;
 
+    /// Says that rows of a table will be embedded soon, so that a device may fetch them meanwhile.
+    fn foresee(&self, _table: &Self::Dense, _ids: &[u32]) {}
+
     /// `out[t] = table[ids[t]]`.
     fn embed(&self, table: &Self::Dense, ids: &[u32], out: &mut Self::Activations);
 

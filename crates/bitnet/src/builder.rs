@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bitnet_inference::config::Limits;
-use bitnet_inference::{EngineConfig, InferenceConfig, spawn};
+use bitnet_inference::{InferenceConfig, spawn_observed};
 use bitnet_kernels::cpu::isa::Isa;
 use bitnet_kernels::cpu::packed::Packing;
 use bitnet_kernels::cpu::packing::{PackingChoice, PackingReason};
@@ -16,7 +16,7 @@ use bitnet_kernels::cpu::topology::Topology;
 use bitnet_kernels::cpu::{CpuBackend, affinity};
 use bitnet_kernels::device::Device;
 use bitnet_kernels::head::HeadType;
-use bitnet_kernels::kv::PAGE;
+use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_model::decoder::{CacheUse, LoadOptions, LoadProgress, Model, Place};
 use bitnet_model::format::{Checkpoint, TokenizerSource};
 #[cfg(feature = "hub")]
@@ -29,7 +29,8 @@ use crate::config::{LoadingStrategy, ModelConfig};
 use crate::error::Error;
 use crate::info::{self, ModelInfo};
 use crate::lock::{self, MemoryLock};
-use crate::model::{BitNetModel, Weights};
+use crate::metrics::MetricsCollector;
+use crate::model::{BitNetModel, Observed, Weights};
 
 type Progress = Box<dyn Fn(LoadProgress) + Send + Sync>;
 
@@ -41,6 +42,7 @@ pub struct ModelBuilder {
     inference: InferenceConfig,
     progress: Progress,
     fused: bool,
+    metrics: Option<MetricsCollector>,
     #[cfg(feature = "hub")]
     hub: Option<HubConfig>,
 }
@@ -74,6 +76,7 @@ struct Found {
     packed_cache: CacheUse,
     memory_lock: MemoryLock,
     limits: Limits,
+    kv_dtype: KvType,
     ternary_bytes: u64,
 }
 
@@ -130,6 +133,7 @@ impl ModelBuilder {
             inference: InferenceConfig::default(),
             progress: Box::new(|_| {}),
             fused: true,
+            metrics: None,
             #[cfg(feature = "hub")]
             hub: None,
         }
@@ -159,6 +163,11 @@ impl ModelBuilder {
     /// Called after each matrix, from any of the loading threads.
     pub fn with_progress(self, progress: impl Fn(LoadProgress) + Send + Sync + 'static) -> Self {
         Self { progress: Box::new(progress), ..self }
+    }
+
+    /// Has a collector count what the model does.
+    pub fn with_metrics(self, collector: MetricsCollector) -> Self {
+        Self { metrics: Some(collector), ..self }
     }
 
     /// Where models named `hf:OWNER/NAME` come from and are kept. Without it such a name is an error.
@@ -242,12 +251,9 @@ impl ModelBuilder {
         let checkpoint = self.source.open(&self.config)?;
         let arch = checkpoint.config().clone();
         let tokenizer = tokenizer(&checkpoint)?;
-        let engine = EngineConfig {
-            max_seq_len: self.config.max_seq_len,
-            kv_dtype: self.config.kv_dtype,
-            inference: self.inference.clone(),
-        };
+        let engine = self.config.engine(&self.inference, arch.max_position_embeddings)?;
         let limits = engine.limits(&arch)?; // before the work of loading
+        self.metrics.as_ref().map_or(Ok(()), MetricsCollector::open)?;
         let threads = plan.threads();
         let backend = CpuBackend::with_plan(isa, plan)
             .map_err(|source| Error::Threads { threads, source })?;
@@ -255,12 +261,14 @@ impl ModelBuilder {
         let backend = Arc::new(self.with_packing(backend, ternary_weights(&arch)));
         let (model, packed_cache) = self.weights(&checkpoint, &backend, threads, begin, kept)?;
         let ternary_bytes = model.ternary_bytes();
-        let handle = spawn(Arc::clone(&model), &engine)?;
+        let observed = Observed::new(self.metrics.clone());
+        let handle = spawn_observed(Arc::clone(&model), &engine, observed.observer())?;
         let memory_lock = match self.config.lock_memory {
             true => lock::lock(),
             false => MemoryLock::NotAsked,
         };
-        let found = Found { device, packed_cache, memory_lock, limits, ternary_bytes };
+        let kv_dtype = engine.kv_dtype;
+        let found = Found { device, packed_cache, memory_lock, limits, kv_dtype, ternary_bytes };
         let info = self.info(&checkpoint, &backend, threads, found, begin);
         drop(checkpoint);
         tracing::info!(
@@ -272,7 +280,7 @@ impl ModelBuilder {
             "model loaded"
         );
         let weights = Weights { model, asked: self.config.clone() };
-        Ok(BitNetModel::new(weights, handle, Arc::new(tokenizer), info))
+        Ok(BitNetModel::new(weights, handle, Arc::new(tokenizer), info, observed))
     }
 
     /// The model on this backend, with the weights that are kept or with others, which are kept from now on.
@@ -329,11 +337,10 @@ impl ModelBuilder {
         checkpoint: &Checkpoint,
         backend: &CpuBackend,
         threads: usize,
-        Found { device, packed_cache, memory_lock, limits, ternary_bytes }: Found,
+        Found { device, packed_cache, memory_lock, limits, kv_dtype, ternary_bytes }: Found,
         begin: Instant,
     ) -> ModelInfo {
         let (encodings, bytes) = info::tensors(checkpoint);
-        let kv_dtype = self.config.kv_dtype;
         let kv_page = page_bytes(checkpoint.config(), kv_dtype);
         ModelInfo {
             name: self.source.name(checkpoint),
@@ -402,8 +409,6 @@ impl IntoFuture for ModelBuilder {
 
 #[cfg(all(test, feature = "demo-model"))]
 mod tests {
-    use bitnet_kernels::kv::KvType;
-
     use super::*;
 
     #[test]

@@ -16,6 +16,8 @@ use bitnet_model::config::HiddenAct;
 use bitnet_model::decoder::{PackedCache, Place};
 use bitnet_model::format::{I2sLayout, OpenOptions, PackedLayout};
 
+use crate::kv_config::KVCacheConfig;
+
 /// How to load and run a model. All fields have a default, so a literal names what differs.
 ///
 /// Products of ternary weights are exact with any settings. By default the output head is int8 and keys and values are f16, which
@@ -113,6 +115,50 @@ pub struct ModelConfig {
     pub max_seq_len: usize,
     /// How keys and values are stored. [`KvType::F32`] is the reference, and f16 takes half of its memory.
     pub kv_dtype: KvType,
+    /// Tokens of a sequence whose keys and values are kept; an answer that needs more ends as at the end of the context.
+    /// 0: as many as [`max_seq_len`](Self::max_seq_len) allows.
+    ///
+    /// ```
+    /// # #[cfg(feature = "demo-model")] {
+    /// use bitnet::{BitNetModel, ModelConfig};
+    ///
+    /// let config = ModelConfig {
+    ///     // Optimize KV cache size
+    ///     kv_cache_size: 2048, // Adjust based on sequence length needs
+    ///
+    ///     // Enable memory defragmentation
+    ///     enable_memory_defrag: true,
+    ///
+    ///     ..Default::default()
+    /// };
+    /// # BitNetModel::demo().with_config(config).load()?;
+    /// # }
+    /// # Ok::<(), bitnet::Error>(())
+    /// ```
+    pub kv_cache_size: usize,
+    /// What a cache of keys and values is to be like, in place of the fields for that. None: as they say.
+    pub kv_cache: Option<KVCacheConfig>,
+    /// Whether the cache takes memory as sequences grow. It does; all of it in advance cannot be had, and off is an error.
+    ///
+    /// ```
+    /// # #[cfg(feature = "demo-model")] {
+    /// use bitnet::{BitNetModel, ModelConfig};
+    ///
+    /// let config = ModelConfig {
+    ///     // Enable dynamic sequence length
+    ///     dynamic_seq_len: true,
+    ///     ..Default::default()
+    /// };
+    /// # BitNetModel::demo().with_config(config.clone()).load()?;
+    /// # let config = ModelConfig { dynamic_seq_len: false, ..config };
+    /// # assert!(BitNetModel::demo().with_config(config).load().is_err());
+    /// # }
+    /// # Ok::<(), bitnet::Error>(())
+    /// ```
+    pub dynamic_seq_len: bool,
+    /// Whether pieces of the cache that lie apart are to be joined. There is nothing to join, which is logged: the cache is
+    /// made of pages of one size, and a sequence may have any of them.
+    pub enable_memory_defrag: bool,
     /// How the output head is held. [`HeadType::Int8`] reads half of what f16 would and changes logits by about a hundredth
     /// of their spread (`docs/kernels.md` has figures); [`HeadType::File`] is the reference.
     /// [`HeadType::TwoStage`] chooses the same tokens as `Int8` and reads a quarter of it where that suffices: for greedy
@@ -143,6 +189,10 @@ impl Default for ModelConfig {
             packed_cache: None,
             max_seq_len: 0,
             kv_dtype: KvType::F16,
+            kv_cache_size: 0,
+            kv_cache: None,
+            dynamic_seq_len: true,
+            enable_memory_defrag: false,
             head: HeadType::Int8,
             i2s_layout: I2sLayout::default(),
             packed_layout: PackedLayout::default(),

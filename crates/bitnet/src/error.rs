@@ -70,6 +70,25 @@ pub enum Error {
     /// Memory cannot be locked, where that is no matter of choice.
     #[error(transparent)]
     Lock(#[from] LockRefused),
+    /// A request names a queue that is not there.
+    #[error("there is no queue `{name}`; there are {}", if .known.is_empty() { "none".to_owned() } else { .known.join(", ") })]
+    UnknownQueue {
+        /// The name.
+        name: String,
+        /// The queues that are there.
+        known: Vec<String>,
+    },
+    /// Nobody said which model to take.
+    #[error("there is no default model: BITNET_MODEL is not set, and no demo model is built in")]
+    NoModel,
+    /// Metrics cannot be served where they should be.
+    #[error("metrics cannot be served at `{address}`")]
+    Metrics {
+        /// The address that was asked for.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Loading broke off.
     #[error("a bug ended the loading; its message is on stderr")]
     LoadingPanicked,
@@ -104,7 +123,25 @@ impl Error {
             }
             Self::Placement(error) => Some(error.help().into()),
             Self::Lock(error) => Some(error.help().into()),
+            Self::UnknownQueue { .. } => Some(
+                "add it with RequestScheduler::add_queue, and send the request through that".into(),
+            ),
+            Self::Metrics { .. } => Some(
+                "give HOST:PORT with a port that nobody uses; port 0 takes any that is free".into(),
+            ),
+            Self::NoModel => Some(
+                "hand a model over, call set_default_model, or set BITNET_MODEL to a path".into(),
+            ),
             Self::Config(_) | Self::LoadingPanicked => None,
         }
     }
+}
+
+/// A setting with a value that it cannot have.
+pub(crate) fn invalid(
+    field: &'static str,
+    found: impl ToString,
+    expected: impl Into<String>,
+) -> Error {
+    Error::Config(InvalidConfig { field, found: found.to_string(), expected: expected.into() })
 }

@@ -20,22 +20,33 @@
 //! below it are for those who build something else: `bitnet_inference` (scheduling), `bitnet_model` (files, layers) and
 //! `bitnet_kernels` (arithmetic).
 
+mod batch;
 pub mod bench;
 mod builder;
 mod config;
+mod default_model;
+mod dynamic_batch;
 mod error;
 mod fingerprint;
 mod info;
+mod kv_config;
 mod lock;
+mod metrics;
 mod model;
+mod monitor;
 mod perplexity;
+mod process;
 mod prompt;
 mod quantization;
+mod response_cache;
+mod scheduler;
 mod stream;
 
+pub use batch::{BatchConfig, BatchOutput, PaddingStrategy};
 pub use bitnet_inference::{
-    DraftStrategy, EngineError, EngineStats, FinishReason, GenerationConfig, InferenceConfig,
-    InvalidConfig, Output, Piece, Queue, RequestOptions, SamplingStrategy, Stop, Timings,
+    DraftStrategy, EngineError, EngineStats, EvictionStrategy, FinishReason, GenerationConfig,
+    InferenceConfig, InvalidConfig, Output, Piece, Queue, RequestOptions, SamplingStrategy, Stop,
+    StreamingConfig, Timings,
 };
 pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
 pub use bitnet_kernels::cpu::level::{CpuFeatures, SimdLevel};
@@ -60,13 +71,20 @@ pub use bitnet_model::hub;
 pub use bitnet_model::tokenizer::{ChatError, Message, Role, Special, Tokenizer, TokenizerError};
 pub use builder::ModelBuilder;
 pub use config::{LoadingStrategy, ModelConfig, automatic_threads};
+pub use default_model::set_default_model;
+pub use dynamic_batch::{DynamicBatchConfig, DynamicBatcher};
 pub use error::Error;
 pub use info::{EncodingInfo, ModelInfo, PartBytes};
+pub use kv_config::KVCacheConfig;
 pub use lock::{LockRefused, MemoryLock};
+pub use metrics::MetricsCollector;
 pub use model::{BitNetModel, Logits};
+pub use monitor::{PerformanceMetrics, PerformanceMonitor};
 pub use perplexity::{Perplexity, PerplexityInput, PerplexityMethod, PerplexityProgress};
 pub use prompt::Prompt;
 pub use quantization::{QuantizationConfig, QuantizationType, UnknownQuantization};
+pub use response_cache::{CacheStats, CacheStrategy, CachedOutput, ResponseCache};
+pub use scheduler::{InferenceRequest, RequestScheduler, SchedulingStrategy};
 pub use stream::{BlockingGeneration, GenerationStream};
 
 /// The README's program.

@@ -1,12 +1,13 @@
 //! A model that answers.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bitnet_inference::{
-    EngineConfig, EngineHandle, EngineStats, Generation, GenerationConfig, InferenceConfig, Output,
-    Request, RequestOptions, Work, spawn,
+    EngineHandle, EngineStats, Generation, GenerationConfig, InferenceConfig, Observer, Output,
+    Request, RequestOptions, StreamingConfig, Work, spawn_observed,
 };
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::packing::PackingChoice;
@@ -20,6 +21,8 @@ use crate::builder::ModelBuilder;
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::info::ModelInfo;
+use crate::metrics::MetricsCollector;
+use crate::metrics::recorder::{Fan, Windows};
 use crate::perplexity::{self, Perplexity, PerplexityInput, PerplexityMethod, PerplexityProgress};
 use crate::prompt::Prompt;
 use crate::stream::GenerationStream;
@@ -43,13 +46,36 @@ use crate::stream::GenerationStream;
 pub struct BitNetModel(Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
+pub(crate) struct Inner {
+    id: u64,
     weights: Weights,
     engine: EngineHandle,
     tokenizer: Arc<Tokenizer>,
     info: ModelInfo,
     stop_ids: Vec<u32>,
     head: Option<Arc<HeadRecord>>,
+    /// Held also so that figures are served as long as there is the model.
+    observed: Observed,
+}
+
+/// Who is told what an engine does.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    fan: Arc<Fan>,
+    metrics: Option<MetricsCollector>,
+}
+
+impl Observed {
+    /// A collector, if there is one, and those who look at a stretch of time.
+    pub fn new(metrics: Option<MetricsCollector>) -> Self {
+        let recorder = metrics.as_ref().map(|_| Arc::default());
+        Self { fan: Arc::new(Fan { recorder, ..Default::default() }), metrics }
+    }
+
+    /// All of them, for the engine.
+    pub fn observer(&self) -> Arc<dyn Observer> {
+        Arc::clone(&self.fan) as _
+    }
 }
 
 /// A model in memory, and how it was asked for.
@@ -99,13 +125,37 @@ impl BitNetModel {
         engine: EngineHandle,
         tokenizer: Arc<Tokenizer>,
         info: ModelInfo,
+        observed: Observed,
     ) -> Self {
         let model = &weights.model;
         let mut stop_ids = [tokenizer.eos_ids(), &model.config().eos_token_ids].concat();
         stop_ids.sort_unstable();
         stop_ids.dedup();
         let head = model.head_record();
-        Self(Arc::new(Inner { weights, engine, tokenizer, info, stop_ids, head }))
+        static LOADED: AtomicU64 = AtomicU64::new(0);
+        let id = LOADED.fetch_add(1, Ordering::Relaxed);
+        let Observed { fan, metrics } = &observed;
+        let watched = metrics.clone().zip(fan.recorder.clone());
+        let inner = Inner { id, weights, engine, tokenizer, info, stop_ids, head, observed };
+        let model = Self(Arc::new(inner));
+        if let Some((metrics, recorder)) = watched {
+            metrics.watch(Arc::downgrade(&model.0), recorder);
+        }
+        model
+    }
+
+    pub(crate) fn upgrade(model: &Weak<Inner>) -> Option<Self> {
+        model.upgrade().map(Self)
+    }
+
+    /// A number that no other loaded model of the process ever has.
+    pub(crate) fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// Those who look at a stretch of time of this model.
+    pub(crate) fn windows(&self) -> &Windows {
+        &self.0.observed.fan.windows
     }
 
     /// Another engine on the same weights, with compute threads and a cache for keys and values of its own: `threads` of them, with
@@ -138,15 +188,17 @@ impl BitNetModel {
             .map_err(|source| Error::Threads { threads, source })?;
         let packing = PackingChoice::Fixed(model.backend().packing().packing);
         let model = Arc::new(model.with_backend(Arc::new(backend.with_packing(packing))));
-        let (max_seq_len, kv_dtype) = (asked.max_seq_len, asked.kv_dtype);
-        let engine = spawn(Arc::clone(&model), &EngineConfig { max_seq_len, kv_dtype, inference })?;
+        let context = model.config().max_position_embeddings;
+        let config = asked.engine(&inference, context)?;
+        let observed = Observed::new(self.0.observed.metrics.clone());
+        let engine = spawn_observed(Arc::clone(&model), &config, observed.observer())?;
         let info = ModelInfo {
             threads,
             kv_cache_bytes: engine.limits().pages * PAGE * info.kv_bytes_per_token,
             load_time: begin.elapsed(),
             ..info.clone()
         };
-        Ok(Self::new(Weights { model, asked }, engine, Arc::clone(tokenizer), info))
+        Ok(Self::new(Weights { model, asked }, engine, Arc::clone(tokenizer), info, observed))
     }
 
     /// Continues a text, tokens or a conversation. Works on any async runtime; dropping the future ends the work.
@@ -221,10 +273,67 @@ impl BitNetModel {
         config: &GenerationConfig,
         options: RequestOptions,
     ) -> Result<GenerationStream, Error> {
+        let prompt = prompt.into();
+        let ids = self.encode(&prompt)?;
+        self.start(&prompt, ids, config, options, None)
+    }
+
+    /// [`generate_stream`](Self::generate_stream) with pieces in the portions, and within the times, that are wanted.
+    ///
+    /// ```
+    /// # #[cfg(feature = "demo-model")] futures_lite::future::block_on(async {
+    /// # let model = bitnet::BitNetModel::demo().await?;
+    /// # let config = bitnet::GenerationConfig { max_new_tokens: 10, ..Default::default() };
+    /// use bitnet_inference::StreamingConfig;
+    /// use futures_lite::StreamExt;
+    ///
+    /// let streaming_config = StreamingConfig {
+    ///     // Buffer size affects latency vs throughput
+    ///     buffer_size: 4, // Smaller = lower latency
+    ///     flush_interval_ms: 25, // Faster flushing for low latency
+    ///     max_retries: 1, // Fewer retries for speed
+    ///     token_timeout_ms: 1000, // 1 second timeout
+    ///     cancellable: true, // Enable cancellation for responsiveness
+    /// };
+    /// # let streaming_config = StreamingConfig { flush_interval_ms: 600_000, token_timeout_ms: 600_000, ..streaming_config };
+    /// let mut stream = model.generate_streaming("Once upon a time", &config, streaming_config)?;
+    /// # let mut portions = Vec::new();
+    /// while let Some(piece) = stream.next().await {
+    ///     # let piece = piece.map(|piece| { portions.push(piece.ids.len()); piece });
+    ///     print!("{}", piece?.text);
+    /// }
+    /// # assert_eq!(portions, [4, 4, 2]);
+    /// # Ok::<(), bitnet::Error>(()) }).unwrap();
+    /// ```
+    pub fn generate_streaming(
+        &self,
+        prompt: impl Into<Prompt>,
+        config: &GenerationConfig,
+        streaming: StreamingConfig,
+    ) -> Result<GenerationStream, Error> {
+        let prompt = prompt.into();
+        let ids = self.encode(&prompt)?;
+        self.start(&prompt, ids, config, RequestOptions::default(), Some(streaming))
+    }
+
+    /// Sends a prompt, whose tokens are `ids`, to the engine.
+    pub(crate) fn start(
+        &self,
+        prompt: &Prompt,
+        ids: Vec<u32>,
+        config: &GenerationConfig,
+        options: RequestOptions,
+        streaming: Option<StreamingConfig>,
+    ) -> Result<GenerationStream, Error> {
         let submitted = Instant::now();
         let sampling = config.sampling()?;
-        let prompt = prompt.into();
-        let ids = prompt.encode(&self.0.tokenizer)?;
+        let options = match &streaming {
+            Some(streaming) => {
+                streaming.check()?;
+                streaming.apply(options)
+            }
+            None => options,
+        };
         let stop_ids = match config.ignore_eos {
             true => Vec::new(),
             false => self.0.stop_ids.clone(),
@@ -234,7 +343,7 @@ impl BitNetModel {
         let events = self.0.engine.submit(Request { ids: ids.clone(), work, options })?;
         let decoder = prompt.decoder(&self.0.tokenizer);
         let stop = config.stop.clone();
-        Ok(GenerationStream::new(Generation::new(events, decoder, stop, ids, submitted)))
+        GenerationStream::new(Generation::new(events, decoder, stop, ids, submitted), streaming)
     }
 
     /// The tokens of a prompt, as [`generate`](Self::generate) would continue them.

@@ -24,6 +24,8 @@ pub struct Faulty {
     pub nan: AtomicBool,
     /// Steps wait while somebody holds this.
     pub gate: Mutex<()>,
+    /// Tokens of prompts that were said to come.
+    pub foreseen: Mutex<Vec<u32>>,
     /// Tokens of each step so far.
     pub steps: Mutex<Vec<usize>>,
 }
@@ -32,7 +34,14 @@ impl Faulty {
     pub fn new() -> Self {
         let (panic, nan) = (AtomicBool::new(false), AtomicBool::new(false));
         let cpu = CpuBackend::new(Isa::best(), 1).unwrap();
-        Self { cpu, panic, nan, gate: Mutex::new(()), steps: Mutex::default() }
+        Self {
+            cpu,
+            panic,
+            nan,
+            gate: Mutex::new(()),
+            foreseen: Mutex::default(),
+            steps: Mutex::default(),
+        }
     }
 }
 
@@ -108,6 +117,11 @@ impl Backend for Faulty {
 
     fn download(&self, x: &Self::Activations) -> Vec<f32> {
         self.cpu.download(x)
+    }
+
+    fn foresee(&self, table: &Self::Dense, ids: &[u32]) {
+        self.foreseen.lock().unwrap().extend(ids);
+        self.cpu.foresee(table, ids);
     }
 
     fn embed(&self, table: &Self::Dense, ids: &[u32], out: &mut Self::Activations) {

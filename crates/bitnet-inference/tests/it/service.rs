@@ -130,6 +130,16 @@ fn beginnings_are_shared_with_the_same_salt_only() {
 }
 
 #[test]
+fn the_rows_of_a_prompt_are_asked_for_when_it_comes() {
+    let (model, engine) = engine(InferenceConfig { max_batch_size: 1, ..Default::default() });
+    let stepwise = engine.stepwise().unwrap();
+    let running = [[1, 2, 3], [4, 5, 6]].map(|ids| engine.submit(generate(&ids, 5)).unwrap());
+    stepwise.run(1).unwrap(); // the second prompt has to wait
+    assert_eq!(*model.backend().foreseen.lock().unwrap(), [1, 2, 3, 4, 5, 6]);
+    drop((running, stepwise));
+}
+
+#[test]
 fn a_detached_request_goes_on_without_a_receiver() {
     let (model, engine) = engine(InferenceConfig::default());
     for (detached, expected) in [(true, 50..51), (false, 0..2)] {

@@ -300,10 +300,14 @@ impl Backend for CpuBackend {
         x.data.clone()
     }
 
-    fn embed(&self, table: &DenseMatrix, ids: &[u32], out: &mut Matrix) {
-        out.resize(ids.len(), table.cols());
+    fn foresee(&self, table: &DenseMatrix, ids: &[u32]) {
         // The table is large and, as a rule, a mapped file, whose pages the system may have taken back.
         ids.iter().for_each(|&id| will_need(table.row(id as usize)));
+    }
+
+    fn embed(&self, table: &DenseMatrix, ids: &[u32], out: &mut Matrix) {
+        out.resize(ids.len(), table.cols());
+        self.foresee(table, ids);
         self.pool.for_each(chunks(&mut out.data, table.cols()), |row, out| {
             table.dequantize_row(ids[row] as usize, out);
         });

@@ -119,6 +119,11 @@ impl<B: Backend> Model<B> {
         self.backend.head_record(&self.parts.lm_head)
     }
 
+    /// Says that these tokens will be computed soon: their rows of a table in a mapped file are fetched meanwhile.
+    pub fn foresee(&self, ids: &[u32]) {
+        self.backend.foresee(&self.parts.embed_tokens, ids);
+    }
+
     /// Activation memory for a caller of [`Self::forward`].
     pub fn scratch(&self) -> Scratch<B> {
         let new = || self.backend.activations();

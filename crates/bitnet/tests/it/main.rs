@@ -3,5 +3,8 @@
 mod generate;
 mod idle;
 mod load;
+mod metrics;
 mod perplexity;
+mod response_cache;
+mod serving;
 mod support;
