@@ -329,7 +329,7 @@ fn paths_that_are_no_models_are_refused() {
     );
     check_refused(
         open_at(&testdata("golden/bitnet-tiny/config.json")),
-        "the magic number is \"{\\n \\\"\", but it should be \"GGUF\"",
+        "this is a JSON file, but a model is a .gguf file or a directory with config.json and safetensors files",
     );
     #[cfg(unix)]
     check_refused(
