@@ -206,7 +206,7 @@ impl Window {
 }
 
 /// The smallest of the values, sorted and each with how often it came, that so large a part of all do not exceed.
-fn percentile(sorted: &[(f64, usize)], part: f64) -> f64 {
+pub(crate) fn percentile(sorted: &[(f64, usize)], part: f64) -> f64 {
     let all: usize = sorted.iter().map(|(_, count)| count).sum();
     let wanted = (all as f64 * part).ceil() as usize;
     let mut seen = 0;

@@ -5,6 +5,8 @@
 pub(crate) struct ProcessMemory {
     /// In memory now.
     pub resident: Option<u64>,
+    /// Of that, what is in no file.
+    pub anonymous: Option<u64>,
     /// The most that was, since the process began.
     pub peak: Option<u64>,
 }
@@ -19,7 +21,7 @@ impl ProcessMemory {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
             line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
         };
-        Self { resident: field("VmRSS:"), peak: field("VmHWM:") }
+        Self { resident: field("VmRSS:"), anonymous: field("RssAnon:"), peak: field("VmHWM:") }
     }
 }
 
@@ -29,8 +31,11 @@ mod tests {
 
     #[test]
     fn memory_is_what_the_system_says() {
-        let found = ProcessMemory::parse("Name:\tx\nVmHWM:\t  300 kB\nVmRSS:\t  200 kB\n");
-        let expected = ProcessMemory { resident: Some(200 << 10), peak: Some(300 << 10) };
+        let found = ProcessMemory::parse(
+            "Name:\tx\nVmHWM:\t  300 kB\nVmRSS:\t  200 kB\nRssAnon:\t 100 kB\n",
+        );
+        let (resident, anonymous, peak) = (Some(200 << 10), Some(100 << 10), Some(300 << 10));
+        let expected = ProcessMemory { resident, anonymous, peak };
         assert_eq!(found, expected);
         assert_eq!(ProcessMemory::parse("VmRSS: x"), ProcessMemory::default());
     }

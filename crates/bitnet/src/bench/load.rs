@@ -19,6 +19,7 @@ use super::{BenchProgress, Steps, invalid};
 use crate::builder::ModelBuilder;
 use crate::config::{LoadingStrategy, ModelConfig};
 use crate::error::Error;
+use crate::process::ProcessMemory;
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -199,7 +200,7 @@ struct Load {
     seconds: f64,
     first_token: f64,
     rate: Option<f64>,
-    memory: Memory,
+    memory: ProcessMemory,
 }
 
 fn one(builder: ModelBuilder, name: &mut String) -> Result<Load, Error> {
@@ -207,9 +208,9 @@ fn one(builder: ModelBuilder, name: &mut String) -> Result<Load, Error> {
     let begin = Instant::now();
     let model = super::held(builder.load()?)?;
     let seconds = begin.elapsed().as_secs_f64();
-    let peak = Memory::now().peak;
+    let peak = ProcessMemory::now().peak;
     let first = drive::generate(model.engine(), vec![vec![0]], 1)?;
-    let memory = Memory { peak, ..Memory::now() };
+    let memory = ProcessMemory { peak, ..ProcessMemory::now() };
     let more = drive::generate(model.engine(), vec![vec![0]], TOKENS)?;
     name.clone_from(&model.info().name);
     let first_token = first[0].prompt_seconds().unwrap_or_default();
@@ -294,29 +295,6 @@ fn repack(
     })
 }
 
-/// Memory of this process, as far as the system tells.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Memory {
-    resident: Option<u64>,
-    anonymous: Option<u64>,
-    peak: Option<u64>,
-}
-
-impl Memory {
-    fn now() -> Self {
-        Self::parse(&std::fs::read_to_string("/proc/self/status").unwrap_or_default())
-    }
-
-    fn parse(status: &str) -> Self {
-        let field = |name: &str| {
-            let line =
-                status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-            Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? << 10)
-        };
-        Self { resident: field("VmRSS"), anonymous: field("RssAnon"), peak: field("VmHWM") }
-    }
-}
-
 /// Lets the system count the process's peak anew; where it does not, the peak is that of the whole run.
 fn forget_peak() {
     if let Err(error) = std::fs::write("/proc/self/clear_refs", "5") {
@@ -375,14 +353,5 @@ mod tests {
             let found = run_with(&BitNetModel::demo, None, threads, iterations);
             assert!(matches!(found, Err(Error::Config(_))));
         }
-    }
-
-    #[test]
-    fn memory_is_what_the_system_says() {
-        let status = "Name:\tx\nVmHWM:\t  300 kB\nVmRSS:\t  200 kB\nRssAnon:\t  100 kB\n";
-        let expected =
-            Memory { resident: Some(200 << 10), anonymous: Some(100 << 10), peak: Some(300 << 10) };
-        assert_eq!(Memory::parse(status), expected);
-        assert_eq!(Memory::parse("VmRSS: x"), Memory::default());
     }
 }

@@ -21,6 +21,7 @@ use crate::builder::ModelBuilder;
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::model::BitNetModel;
+use crate::monitor::percentile;
 
 /// What comes, and how steps are cut.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,7 +96,8 @@ impl Percentiles {
     /// Of at least one value.
     fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
-        let at = |share: f64| values[((values.len() - 1) as f64 * share).ceil() as usize];
+        let sorted: Vec<_> = values.into_iter().map(|value| (value, 1)).collect();
+        let at = |share| percentile(&sorted, share);
         Self { p50: at(0.5), p95: at(0.95), p99: at(0.99), max: at(1.0) }
     }
 }
@@ -303,7 +305,7 @@ mod tests {
     #[test]
     fn percentiles_are_values_that_were_there() {
         let found = Percentiles::of((1..=200).rev().map(f64::from).collect());
-        assert_eq!((found.p50, found.p95, found.p99, found.max), (101.0, 191.0, 199.0, 200.0));
+        assert_eq!((found.p50, found.p95, found.p99, found.max), (100.0, 190.0, 198.0, 200.0));
         let one = Percentiles::of(vec![7.0]);
         assert_eq!((one.p50, one.max), (7.0, 7.0));
     }
