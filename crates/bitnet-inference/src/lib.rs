@@ -30,8 +30,10 @@ pub use error::{EngineError, InvalidConfig};
 pub use handle::{EngineHandle, Stepwise, spawn, spawn_observed};
 pub use options::{Queue, RequestOptions};
 pub use request::{
-    DraftStrategy, GenerationConfig, Request, SamplingParams, SamplingStrategy, Work,
+    DraftStrategy, GenerationConfig, MAX_TOP_LOGPROBS, Request, SamplingParams, SamplingStrategy,
+    Work,
 };
+pub use sampler::TokenLogprobs;
 pub use sequence::{FinishReason, Stop};
 pub use stats::{End, EngineStats, Observer};
 pub use stream::{Generation, Output, Piece, Timings};

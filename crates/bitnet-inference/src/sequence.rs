@@ -9,7 +9,7 @@ use crate::block_pool::Chain;
 use crate::draft::Drafting;
 use crate::options::{Queue, RequestOptions};
 use crate::request::{DraftStrategy, Request, Work};
-use crate::sampler::{SampleError, Sampler};
+use crate::sampler::{SampleError, Sampler, TokenLogprobs};
 use crate::scheduler::{Entry, Finished};
 use crate::wait_queue::Rank;
 
@@ -74,6 +74,8 @@ pub struct Sequence {
     pub(crate) prompt_len: usize,
     /// Prompt and answer.
     pub(crate) tokens: Vec<u32>,
+    /// How likely those of them were that have been drawn and not told, if that is wanted.
+    pub(crate) logprobs: Vec<TokenLogprobs>,
     /// How many of `tokens` have their keys and values in the cache.
     pub(crate) computed: usize,
     /// The pages of `tokens`, in order; none while it waits.
@@ -95,11 +97,18 @@ pub(crate) enum Task {
         drafting: Option<Drafting>,
     },
     /// Rows of logits that are wanted: of tokens from `next` on.
-    Rows {
-        next: usize,
-        /// Only the logit of the token that follows, so that the last row is not wanted.
-        score: bool,
-    },
+    Rows { next: usize, kind: Rows },
+}
+
+/// What is wanted of rows of logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// All logits.
+    Logits,
+    /// How likely the token was that follows.
+    Score,
+    /// The same, and that of so many of the likeliest tokens.
+    Logprobs(usize),
 }
 
 impl Sequence {
@@ -109,12 +118,15 @@ impl Sequence {
         let task = match request.work {
             Work::Generate { sampling, max_new_tokens, stop_ids } => Task::Generate {
                 drafting: (sampling.draft == DraftStrategy::Ngram).then(Drafting::new),
-                sampler: Box::new(Sampler::new(sampling)),
+                sampler: Box::new(Sampler::new(sampling).with_ends(&stop_ids)),
                 max_new_tokens,
                 stop_ids,
             },
-            Work::Score { from } => Task::Rows { next: from.saturating_sub(1), score: true },
-            Work::Logits { from } => Task::Rows { next: from, score: false },
+            Work::Score { from } => Task::Rows { next: from.saturating_sub(1), kind: Rows::Score },
+            Work::Logprobs { from, top } => {
+                Task::Rows { next: from.saturating_sub(1), kind: Rows::Logprobs(top) }
+            }
+            Work::Logits { from } => Task::Rows { next: from, kind: Rows::Logits },
         };
         Self {
             id,
@@ -127,6 +139,7 @@ impl Sequence {
             told: request.ids.len(),
             prompt_len: request.ids.len(),
             tokens: request.ids,
+            logprobs: Vec::new(),
             computed: 0,
             pages: Vec::new(),
             filed: Default::default(),
@@ -145,7 +158,9 @@ impl Sequence {
 
     /// Tokens whose keys and values are wanted: all, but the last of a text to be scored predicts nothing.
     pub(crate) fn wanted(&self) -> usize {
-        self.tokens.len() - usize::from(matches!(self.task, Task::Rows { score: true, .. }))
+        let leaves_last = |kind| matches!(kind, Rows::Score | Rows::Logprobs(_));
+        let left = matches!(self.task, Task::Rows { kind, .. } if leaves_last(kind));
+        self.tokens.len() - usize::from(left)
     }
 
     /// Tokens still to compute.
@@ -253,6 +268,7 @@ impl Sequence {
                 unreachable!("only generations draw tokens")
             };
             let token = sampler.draw(row, &self.tokens, self.prompt_len)?;
+            self.logprobs.extend(sampler.logprobs(row, token));
             self.tokens.push(token);
             drawn += 1;
             if entry.draft.get(drawn - 1) != Some(&token) || self.is_over(max_seq_len).is_some() {

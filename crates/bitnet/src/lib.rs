@@ -46,7 +46,7 @@ pub use batch::{BatchConfig, BatchOutput, PaddingStrategy};
 pub use bitnet_inference::{
     DraftStrategy, EngineError, EngineStats, EvictionStrategy, FinishReason, GenerationConfig,
     InferenceConfig, InvalidConfig, Output, Piece, Queue, RequestOptions, SamplingStrategy, Stop,
-    StreamingConfig, Timings,
+    StreamingConfig, Timings, TokenLogprobs,
 };
 pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
 pub use bitnet_kernels::cpu::level::{CpuFeatures, SimdLevel};

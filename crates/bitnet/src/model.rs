@@ -5,9 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use bitnet_inference::engine::Event;
+use bitnet_inference::handle::check_ids;
 use bitnet_inference::{
-    EngineHandle, EngineStats, Generation, GenerationConfig, InferenceConfig, Observer, Output,
-    Request, RequestOptions, StreamingConfig, Work, spawn_observed,
+    EngineError, EngineHandle, EngineStats, Generation, GenerationConfig, InferenceConfig,
+    Observer, Output, Request, RequestOptions, StreamingConfig, TokenLogprobs, Work,
+    spawn_observed,
 };
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::packing::PackingChoice;
@@ -334,16 +337,59 @@ impl BitNetModel {
             }
             None => options,
         };
-        let stop_ids = match config.ignore_eos {
-            true => Vec::new(),
-            false => self.0.stop_ids.clone(),
-        };
+        let own_stops = config.stop_token_ids.iter().copied();
+        check_ids("stop_token_ids", own_stops, self.config().vocab_size)?;
+        let mut stop_ids = config.stop_token_ids.clone();
+        if !config.ignore_eos {
+            stop_ids.extend(&self.0.stop_ids);
+        }
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
         let max_new_tokens = config.max_new_tokens;
-        let work = Work::Generate { sampling, max_new_tokens, stop_ids };
+        let work = Work::Generate { sampling, max_new_tokens, stop_ids: stop_ids.clone() };
         let events = self.0.engine.submit(Request { ids: ids.clone(), work, options })?;
         let decoder = prompt.decoder(&self.0.tokenizer);
-        let stop = config.stop.clone();
-        GenerationStream::new(Generation::new(events, decoder, stop, ids, submitted), streaming)
+        let generation = Generation::new(events, decoder, config.stop.clone(), ids, submitted);
+        GenerationStream::new(generation.with_stop_ids(stop_ids), streaming)
+    }
+
+    /// How likely each of the tokens was after those before it, from the second one on, by the model itself, with the `top` most
+    /// likely ones beside it, 20 at most. Dropping the future ends the work.
+    ///
+    /// ```
+    /// # #[cfg(feature = "demo-model")] futures_lite::future::block_on(async {
+    /// # let model = bitnet::BitNetModel::demo().await?;
+    /// let ids = model.encode(&"Once upon a time".into())?;
+    /// let logprobs = model.prompt_logprobs(&ids, 1, Default::default()).await?;
+    /// assert_eq!(logprobs.len(), ids.len() - 1);
+    /// assert_eq!((logprobs[2].id, logprobs[2].top[0].0), (ids[3], ids[3])); // whatever comes after `Once upon`
+    /// # Ok::<(), bitnet::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// If there is no token, one that the model does not have, or more than its context has room for; if too many requests wait.
+    pub async fn prompt_logprobs(
+        &self,
+        ids: &[u32],
+        top: usize,
+        options: RequestOptions,
+    ) -> Result<Vec<TokenLogprobs>, Error> {
+        if ids.len() == 1 {
+            check_ids("ids", ids.iter().copied(), self.config().vocab_size)?;
+            return Ok(Vec::new()); // there is no second one
+        }
+        let request = Request { ids: ids.to_vec(), work: Work::Logprobs { from: 1, top }, options };
+        let events = self.0.engine.submit(request)?;
+        let mut all = Vec::new();
+        loop {
+            match events.recv().await {
+                Ok(Event::Logprobs(some)) => all.extend(some),
+                Ok(Event::AllRows) => return Ok(all),
+                Ok(Event::Failed(error)) => return Err(error.into()),
+                Ok(_) => {}
+                Err(_) => return Err(EngineError::Stopped.into()),
+            }
+        }
     }
 
     /// The tokens of a prompt, as [`generate`](Self::generate) would continue them.

@@ -193,6 +193,61 @@ fn presence_and_frequency_penalties_count_the_answer_only() {
     assert_eq!(draw(2.0, 2.0, 3), Ok(0)); // the prompt's tokens do not count
 }
 
+fn biased(bias: &[(u32, f32)]) -> GenerationConfig {
+    GenerationConfig { logit_bias: bias.iter().copied().collect(), ..Default::default() }
+}
+
+#[test]
+fn a_bias_is_added_before_penalties() {
+    let draw = |config, tokens: &[u32]| {
+        sampler(config).draw(LogitRow::All(&[5.0, 4.0, 3.0]), tokens, 0).unwrap()
+    };
+    assert_eq!(draw(biased(&[(1, 0.9)]), &[]), 0);
+    assert_eq!(draw(biased(&[(1, 1.1), (99, 100.0)]), &[]), 1);
+    assert_eq!(draw(biased(&[(0, -100.0), (1, -2.0)]), &[]), 2);
+    let both = GenerationConfig { repetition_penalty: 2.0, ..biased(&[(0, 3.5)]) };
+    assert_eq!(draw(both, &[0]), 0); // 8.5 / 2 > 4; 5 / 2 + 3.5 would be, too, but
+    let both = GenerationConfig { repetition_penalty: 2.0, ..biased(&[(0, 2.5)]) };
+    assert_eq!(draw(both, &[0]), 1); // 7.5 / 2 < 4 < 5 / 2 + 2.5
+}
+
+#[test]
+fn a_bias_changes_probabilities_by_its_exponential() {
+    let config =
+        GenerationConfig { temperature: 1.0, ..biased(&[(1, -2f32.ln()), (6, 4f32.ln())]) };
+    check(config, &WEIGHTS, &[1.0, 15.0, 4.0, 16.0, 2.0, 16.0, 2.0, 8.0]);
+}
+
+#[test]
+fn no_token_that_ends_the_text_is_drawn_before_the_least_number() {
+    let config = GenerationConfig { min_tokens: 2, ..Default::default() };
+    let draw = |tokens: &[u32]| {
+        let mut sampler = sampler(config.clone()).with_ends(&[3, 0, 3]);
+        sampler.draw(LogitRow::All(&[5.0, 4.0, 3.0, 6.0]), tokens, 1).unwrap()
+    };
+    assert_eq!([draw(&[9]), draw(&[9, 1]), draw(&[9, 1, 1])], [1, 1, 3]);
+}
+
+#[test]
+fn logprobs_are_those_before_all_changes() {
+    let config = GenerationConfig {
+        logprobs: Some(2),
+        temperature: 3.0,
+        presence_penalty: 2.0,
+        seed: Some(1),
+        ..biased(&[(0, -100.0)])
+    };
+    let mut sampler = sampler(config);
+    let logits = WEIGHTS.map(|w| (w / 77.5).ln() as f32);
+    let row = LogitRow::All(&logits);
+    let token = sampler.draw(row, &[1, 3], 0).unwrap();
+    let found = sampler.logprobs(row, token).unwrap();
+    let near = |a: f32, b: f32| (a - b).abs() < 1e-6;
+    assert!(found.id == token && near(found.logprob, logits[token as usize]), "{found:?}");
+    assert_eq!([found.top[0].0, found.top[1].0], [1, 3]);
+    assert!(near(found.top[0].1, logits[1]) && near(found.top[1].1, logits[3]), "{found:?}");
+}
+
 #[test]
 fn same_seed_same_tokens() {
     let tokens = |seed| {
@@ -235,7 +290,7 @@ fn extreme_temperatures_are_no_panic() {
 /// Draws 20 times from all logits, from those wanted alone, and from all with their peaks.
 #[track_caller]
 fn check_wanted(config: &GenerationConfig, logits: &[f32], prompt: &[u32]) {
-    let mut samplers = [0, 1, 2].map(|_| sampler(config.clone()));
+    let mut samplers = [0, 1, 2].map(|_| sampler(config.clone()).with_ends(&[77, 3]));
     let mut tokens = prompt.to_vec();
     for _ in 0..20 {
         let ids = samplers[0].wanted(&tokens, &[], prompt.len(), &mut Vec::new()).of(logits);
@@ -278,6 +333,10 @@ fn the_wanted_logits_are_enough() {
                 ..filter.clone()
             };
             check_wanted(&config, &logits, &[3, 499, 17, 3, 9999]);
+            // 77 and 3 are among the likeliest, and 400 is not.
+            let logit_bias = [(400, 9.0), (77, -3.0), (12, 1.5), (9999, 5.0)].into();
+            let biased = GenerationConfig { logit_bias, min_tokens: 9, ..config };
+            check_wanted(&biased, &logits, &[3, 499, 17, 3, 9999]);
         }
     }
 }
@@ -290,4 +349,5 @@ fn all_logits_are_wanted_only_where_the_choice_rests_on_all() {
     assert_eq!(wanted(GenerationConfig { top_k: 5, top_p: 0.5, ..config() }), greatest(5));
     assert_eq!(wanted(GenerationConfig { top_p: 0.5, ..config() }), Wanted::All);
     assert_eq!(wanted(config()), Wanted::All);
+    assert_eq!(wanted(GenerationConfig { logprobs: Some(0), ..Default::default() }), Wanted::All);
 }

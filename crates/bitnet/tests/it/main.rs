@@ -6,5 +6,6 @@ mod load;
 mod metrics;
 mod perplexity;
 mod response_cache;
+mod sampling;
 mod serving;
 mod support;
