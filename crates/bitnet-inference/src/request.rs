@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use serde::{Deserialize, Serialize};
 
+use crate::constraint::Constraint;
 use crate::error::InvalidConfig;
 use crate::options::RequestOptions;
 
@@ -144,7 +145,7 @@ impl Default for GenerationConfig {
 }
 
 /// How to draw a token, checked. Made by [`GenerationConfig::sampling`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct SamplingParams {
     pub(crate) temperature: f32,
     pub(crate) top_k: usize,
@@ -160,6 +161,14 @@ pub struct SamplingParams {
     pub(crate) logprobs: Option<usize>,
     pub(crate) seed: u64,
     pub(crate) draft: DraftStrategy,
+    pub(crate) constraint: Option<Constraint>,
+}
+
+impl SamplingParams {
+    /// Draws only what a constraint allows; the text ends when it is whole and nothing may follow.
+    pub fn constrained(self, constraint: Constraint) -> Self {
+        Self { constraint: Some(constraint), ..self }
+    }
 }
 
 impl GenerationConfig {
@@ -181,6 +190,7 @@ impl GenerationConfig {
             logprobs: self.logprobs,
             seed: self.seed.unwrap_or_else(random_seed),
             draft: self.draft,
+            constraint: None,
         })
     }
 
@@ -270,7 +280,7 @@ fn random_seed() -> u64 {
 }
 
 /// Tokens, and what to do with them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Request {
     /// The tokens, at least one.
     pub ids: Vec<u32>,
@@ -288,7 +298,7 @@ impl Request {
 }
 
 /// What a request wants of its tokens.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Work {
     /// More tokens.
     Generate {

@@ -1,4 +1,4 @@
-//! From logits to a token: bias → penalties → temperature → top-k → top-p → min-p → draw.
+//! From logits to a token: bias → penalties → constraint → temperature → top-k → top-p → min-p → draw.
 //!
 //! Pure over [`LogitRow`]. A sampler says beforehand which logits can matter ([`Sampler::wanted`]), and draws the same from
 //! these as from all: candidates stay in the order of their ids, so a draw depends on the seed and their logits alone.
@@ -13,6 +13,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use bitnet_kernels::logits::{LogitRow, Others, Wanted};
 
+use crate::constraint::Constraint;
 use crate::request::SamplingParams;
 
 mod logprobs;
@@ -34,6 +35,11 @@ pub enum SampleError {
     /// Every token is excluded.
     #[error("the model gives no token a probability above zero")]
     Nothing,
+    /// The grammar of the text gives none.
+    #[error(
+        "the grammar of the text allows no token here, or has become too complex to be followed"
+    )]
+    Grammar,
 }
 
 /// One sequence's way of drawing tokens.
@@ -65,9 +71,9 @@ impl Sampler {
         Self { params, ends, rng, logits, candidates, order, sorted }
     }
 
-    /// Draws none of `ends` before as many tokens as there have to be.
+    /// Draws none of `ends` before as many tokens as there have to be, nor before the text may end.
     pub fn with_ends(mut self, ends: &[u32]) -> Self {
-        if self.params.min_tokens > 0 {
+        if self.params.min_tokens > 0 || self.params.constraint.is_some() {
             self.ends = ends.to_vec();
             self.ends.sort_unstable();
             self.ends.dedup();
@@ -87,6 +93,17 @@ impl Sampler {
         let params = &self.params;
         if params.logprobs.is_some() {
             return Wanted::All; // a probability is a part of all
+        }
+        if let Some(constraint) = &params.constraint {
+            let Some(few) = constraint.few(&self.ends).filter(|_| draft.is_empty()) else {
+                return Wanted::All; // what may come after a draft is not known yet
+            };
+            let mut always = spare.pop().unwrap_or_default();
+            always.clear();
+            always.extend(few);
+            always.sort_unstable();
+            always.dedup();
+            return Wanted::Some { always, others: Others::Greatest(1) };
         }
         let others = if params.temperature == 0.0 {
             Others::Greatest(1)
@@ -124,7 +141,7 @@ impl Sampler {
             true => {
                 changed.clear();
                 changed.extend_from_slice(row.logits());
-                self.change(row, &mut changed, tokens, prompt_len);
+                self.change(row, &mut changed, tokens, prompt_len)?;
                 &changed
             }
         };
@@ -134,7 +151,23 @@ impl Sampler {
             false => self.sample(logits),
         };
         self.logits = changed;
-        place.map(|place| row.id(place)).ok_or(SampleError::Nothing)
+        let token = place.map(|place| row.id(place)).ok_or(SampleError::Nothing)?;
+        let is_end = self.ends.binary_search(&token).is_ok();
+        if let Some(constraint) = self.params.constraint.as_mut().filter(|_| !is_end) {
+            constraint.advance(token);
+        }
+        Ok(token)
+    }
+
+    /// Whether the text is whole by its constraint, and nothing may follow.
+    pub fn is_complete(&self) -> bool {
+        self.params.constraint.as_ref().is_some_and(Constraint::is_complete)
+    }
+
+    /// How many tokens of a draft the constraint allows, from the first on.
+    pub fn fitting(&mut self, draft: &[u32]) -> usize {
+        let constraint = self.params.constraint.as_mut();
+        constraint.map_or(draft.len(), |constraint| constraint.fitting(draft))
     }
 
     /// How likely `token` was by a row of all logits, if that is to be told.
@@ -147,8 +180,14 @@ impl Sampler {
         if generated < self.params.min_tokens { &self.ends } else { &[] }
     }
 
-    /// Changes `logits`, a copy of `row`'s, by bias and penalties.
-    fn change(&mut self, row: LogitRow<'_>, logits: &mut [f32], tokens: &[u32], prompt_len: usize) {
+    /// Changes `logits`, a copy of `row`'s, by bias, penalties and constraint.
+    fn change(
+        &mut self,
+        row: LogitRow<'_>,
+        logits: &mut [f32],
+        tokens: &[u32],
+        prompt_len: usize,
+    ) -> Result<(), SampleError> {
         for &(id, bias) in &self.params.logit_bias {
             if let Some(place) = row.place(id) {
                 logits[place] += bias;
@@ -159,8 +198,12 @@ impl Sampler {
                 logits[place] = f32::NEG_INFINITY;
             }
         }
-        let Self { params, sorted, .. } = self;
+        let Self { params, sorted, ends, .. } = self;
         penalize(params, row, logits, tokens, prompt_len, sorted);
+        match &params.constraint {
+            Some(constraint) => constraint.apply(row, logits, ends),
+            None => Ok(()),
+        }
     }
 
     /// The place of the token drawn.
@@ -193,7 +236,8 @@ impl Sampler {
 
 impl SamplingParams {
     fn changes_logits(&self) -> bool {
-        !self.logit_bias.is_empty()
+        self.constraint.is_some()
+            || !self.logit_bias.is_empty()
             || self.repetition_penalty != 1.0
             || self.presence_penalty != 0.0
             || self.frequency_penalty != 0.0

@@ -298,10 +298,12 @@ impl Scheduler {
             let sequence = sequence.expect("plans name running sequences");
             let len = sequence.tokens.len();
             let most = sequence.draftable(self.limits.max_seq_len).min(tokens).min(outputs);
-            let Task::Generate { drafting: Some(drafting), .. } = &mut sequence.task else {
+            let Task::Generate { drafting: Some(drafting), sampler, .. } = &mut sequence.task
+            else {
                 continue;
             };
             entry.draft = drafting.propose(&sequence.tokens, most, price);
+            entry.draft.truncate(sampler.fitting(&entry.draft));
             while sequence.pages.len() * PAGE < len + entry.draft.len() {
                 match self.pool.take() {
                     Some(page) => sequence.pages.push(page),

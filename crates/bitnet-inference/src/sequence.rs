@@ -42,6 +42,8 @@ pub enum Stop {
     Token(u32),
     /// This text, one of those asked for.
     Text(String),
+    /// It is whole by its grammar, and nothing may follow.
+    Complete,
 }
 
 impl std::fmt::Display for FinishReason {
@@ -49,6 +51,7 @@ impl std::fmt::Display for FinishReason {
         match self {
             Self::Stop(Stop::Token(id)) => write!(f, "stop (token {id})"),
             Self::Stop(Stop::Text(text)) => write!(f, "stop (text {text:?})"),
+            Self::Stop(Stop::Complete) => f.write_str("stop (complete)"),
             Self::Length => f.write_str("length"),
             Self::Context => f.write_str("context"),
             Self::Deadline => f.write_str("deadline"),
@@ -280,11 +283,14 @@ impl Sequence {
 
     /// How the last token ends the sequence, if it does.
     fn is_over(&self, max_seq_len: usize) -> Option<FinishReason> {
-        let Task::Generate { max_new_tokens, stop_ids, .. } = &self.task else { return None };
+        let Task::Generate { max_new_tokens, stop_ids, sampler, .. } = &self.task else {
+            return None;
+        };
         match self.tokens.last() {
             Some(token) if stop_ids.contains(token) => {
                 Some(FinishReason::Stop(Stop::Token(*token)))
             }
+            _ if sampler.is_complete() => Some(FinishReason::Stop(Stop::Complete)),
             _ if self.tokens.len() - self.prompt_len >= *max_new_tokens => {
                 Some(FinishReason::Length)
             }

@@ -9,8 +9,8 @@ use bitnet_inference::engine::Event;
 use bitnet_inference::handle::check_ids;
 use bitnet_inference::{
     EngineError, EngineHandle, EngineStats, Generation, GenerationConfig, InferenceConfig,
-    Observer, Output, Request, RequestOptions, StreamingConfig, TokenLogprobs, Work,
-    spawn_observed,
+    Observer, Output, Request, RequestOptions, ResponseFormat, StreamingConfig, TokenLogprobs,
+    Work, spawn_observed,
 };
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::packing::PackingChoice;
@@ -23,6 +23,7 @@ use bitnet_model::tokenizer::Tokenizer;
 use crate::builder::ModelBuilder;
 use crate::config::ModelConfig;
 use crate::error::Error;
+use crate::grammars::Grammars;
 use crate::info::ModelInfo;
 use crate::metrics::MetricsCollector;
 use crate::metrics::recorder::{Fan, Windows};
@@ -56,6 +57,7 @@ pub(crate) struct Inner {
     tokenizer: Arc<Tokenizer>,
     info: ModelInfo,
     stop_ids: Vec<u32>,
+    grammars: Arc<Grammars>,
     head: Option<Arc<HeadRecord>>,
     /// Held also so that figures are served as long as there is the model.
     observed: Observed,
@@ -127,6 +129,7 @@ impl BitNetModel {
         weights: Weights,
         engine: EngineHandle,
         tokenizer: Arc<Tokenizer>,
+        grammars: Arc<Grammars>,
         info: ModelInfo,
         observed: Observed,
     ) -> Self {
@@ -139,7 +142,8 @@ impl BitNetModel {
         let id = LOADED.fetch_add(1, Ordering::Relaxed);
         let Observed { fan, metrics } = &observed;
         let watched = metrics.clone().zip(fan.recorder.clone());
-        let inner = Inner { id, weights, engine, tokenizer, info, stop_ids, head, observed };
+        let inner =
+            Inner { id, weights, engine, tokenizer, grammars, info, stop_ids, head, observed };
         let model = Self(Arc::new(inner));
         if let Some((metrics, recorder)) = watched {
             metrics.watch(Arc::downgrade(&model.0), recorder);
@@ -183,7 +187,7 @@ impl BitNetModel {
     /// If the system refuses threads, or the limits do not suit the model.
     pub fn replica(&self, threads: usize, inference: InferenceConfig) -> Result<Self, Error> {
         let begin = Instant::now();
-        let Inner { weights: Weights { model, asked }, tokenizer, info, .. } = &*self.0;
+        let Inner { weights: Weights { model, asked }, tokenizer, grammars, info, .. } = &*self.0;
         let asked = ModelConfig { threads, threads_batch: 0, ..asked.clone() };
         let plan = asked.thread_plan()?;
         let threads = plan.threads();
@@ -201,7 +205,8 @@ impl BitNetModel {
             load_time: begin.elapsed(),
             ..info.clone()
         };
-        Ok(Self::new(Weights { model, asked }, engine, Arc::clone(tokenizer), info, observed))
+        let (weights, tokenizer) = (Weights { model, asked }, Arc::clone(tokenizer));
+        Ok(Self::new(weights, engine, tokenizer, Arc::clone(grammars), info, observed))
     }
 
     /// Continues a text, tokens or a conversation. Works on any async runtime; dropping the future ends the work.
@@ -278,7 +283,7 @@ impl BitNetModel {
     ) -> Result<GenerationStream, Error> {
         let prompt = prompt.into();
         let ids = self.encode(&prompt)?;
-        self.start(&prompt, ids, config, options, None)
+        self.start(&prompt, ids, config, options, None, &ResponseFormat::Text)
     }
 
     /// [`generate_stream`](Self::generate_stream) with pieces in the portions, and within the times, that are wanted.
@@ -316,7 +321,8 @@ impl BitNetModel {
     ) -> Result<GenerationStream, Error> {
         let prompt = prompt.into();
         let ids = self.encode(&prompt)?;
-        self.start(&prompt, ids, config, RequestOptions::default(), Some(streaming))
+        let options = RequestOptions::default();
+        self.start(&prompt, ids, config, options, Some(streaming), &ResponseFormat::Text)
     }
 
     /// Sends a prompt, whose tokens are `ids`, to the engine.
@@ -327,9 +333,10 @@ impl BitNetModel {
         config: &GenerationConfig,
         options: RequestOptions,
         streaming: Option<StreamingConfig>,
+        format: &ResponseFormat,
     ) -> Result<GenerationStream, Error> {
         let submitted = Instant::now();
-        let sampling = config.sampling()?;
+        let mut sampling = config.sampling()?;
         let options = match &streaming {
             Some(streaming) => {
                 streaming.check()?;
@@ -345,10 +352,14 @@ impl BitNetModel {
         }
         stop_ids.sort_unstable();
         stop_ids.dedup();
+        let mut decoder = prompt.decoder(&self.0.tokenizer);
+        if let Some(constraint) = self.0.grammars.read(format, &self.0.tokenizer)? {
+            sampling = sampling.constrained(constraint);
+            decoder = decoder.continuing(); // what is allowed is all of the text
+        }
         let max_new_tokens = config.max_new_tokens;
         let work = Work::Generate { sampling, max_new_tokens, stop_ids: stop_ids.clone() };
         let events = self.0.engine.submit(Request { ids: ids.clone(), work, options })?;
-        let decoder = prompt.decoder(&self.0.tokenizer);
         let generation = Generation::new(events, decoder, config.stop.clone(), ids, submitted);
         GenerationStream::new(generation.with_stop_ids(stop_ids), streaming)
     }
