@@ -105,7 +105,7 @@ impl Vocabulary {
             if let Some(error) = matcher.get_error() {
                 return Err(invalid(shortened(&error)));
             }
-            let is_over = |_| invalid("it allows no text but the empty one".into());
+            let is_over = |_| invalid("it allows no text, or none but the empty one".into());
             let _ = matcher.is_accepting(); // what this finds out is kept
             Constraint::new(Box::new(Text::new(matcher, self))).map_err(is_over)
         };
