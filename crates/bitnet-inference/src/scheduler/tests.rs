@@ -9,6 +9,7 @@ use crate::block_pool::EvictionStrategy;
 use crate::request::{DraftStrategy, GenerationConfig, Work};
 use crate::sequence::Stop;
 
+mod forms;
 mod service;
 
 const LIMITS: Limits = Limits {
