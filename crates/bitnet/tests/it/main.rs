@@ -3,6 +3,7 @@
 mod generate;
 mod idle;
 mod load;
+mod memory;
 mod metrics;
 mod perplexity;
 mod response_cache;
