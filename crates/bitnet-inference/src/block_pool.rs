@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::growth::Growth;
 
-/// Which of the filed pages that nobody holds is given to others first. Pages of one text go from its end on in any case.
+/// Which of the filed pages that nobody holds is given to others first. Pages of one text go from its end on in any case; there is
+/// no sliding window, because what is kept of a text after a gap is never found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EvictionStrategy {

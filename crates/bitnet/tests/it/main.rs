@@ -2,6 +2,7 @@
 
 mod generate;
 mod idle;
+mod kv_types;
 mod load;
 mod memory;
 mod metrics;
