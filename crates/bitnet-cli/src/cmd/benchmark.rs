@@ -277,9 +277,10 @@ impl Subject<'_> {
 
     fn overhead(&self) -> Result<()> {
         let args = self.args;
+        let fitting = bench::context_of(self.open)?.saturating_sub(64);
         let config = OverheadConfig {
             threads: self.most_threads(),
-            shared_tokens: args.prompt_tokens.unwrap_or(512),
+            shared_tokens: args.prompt_tokens.unwrap_or(fitting.min(512)),
             generated_tokens: args.max_tokens.unwrap_or(64),
             iterations: args.iterations,
         };

@@ -55,11 +55,12 @@ pub struct BenchmarkArgs {
     #[arg(long, value_name = "TYPE,…", value_delimiter = ',', value_parser = kv_types())]
     pub kv_dtype: Vec<KvType>,
     /// Tokens of the prompt; 0 leaves it out [default: 512, or what the model's context holds; with --ablation and --modes 64, with
-    /// --traffic 128]
+    /// --traffic 128, with --overhead what leaves 64]
     #[arg(short, long, value_name = "TOKENS", allow_hyphen_values = true)]
     #[arg(value_parser = numbers::whole(0..=MOST_TOKENS))]
     pub prompt_tokens: Option<usize>,
-    /// Tokens to generate in each measurement; 0 leaves it out [default: 128; with --ablation 16, with --modes and --traffic 64]
+    /// Tokens to generate in each measurement; 0 leaves it out [default: 128; with --ablation 16, with --modes, --traffic and
+    /// --overhead 64]
     #[arg(short = 'n', long, value_name = "TOKENS", allow_hyphen_values = true)]
     #[arg(value_parser = numbers::whole(0..=MOST_TOKENS))]
     pub max_tokens: Option<usize>,
