@@ -1,8 +1,10 @@
-//! Where a process's memory goes, with a model of any size: `cargo run --release -p bitnet --example memory -- MODEL [REQUESTS TOKENS]`.
+//! Where a process's memory goes, with a model of any size: `cargo run --release -p bitnet --example memory -- MODEL [REQUESTS TOKENS
+//! [MIB]]`.
 //!
-//! Prints what is in use after loading, with answers under way, after them, and when all has been given back that is only kept.
+//! Prints what is in use after loading, after the first answer, after all, and when all has been given back that is only kept; with a
+//! number of MiB as the limit, also how many answers came to nothing and the most that was in use.
 
-use bitnet::{BitNetModel, Error, GenerationConfig, MemoryMonitor, RequestOptions};
+use bitnet::{BitNetModel, Error, GenerationConfig, MemoryMonitor, PerformanceMonitor};
 
 fn say(what: &str) {
     let usage = MemoryMonitor::new().current_usage();
@@ -32,21 +34,36 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     let model = BitNetModel::from_pretrained(path).load()?;
     say("loaded");
+    let (monitor, performance) = (MemoryMonitor::new(), PerformanceMonitor::of(&model));
+    performance.start();
     let config =
         GenerationConfig { max_new_tokens: tokens, ignore_eos: true, ..Default::default() };
     let start = |index: usize| {
         let words =
             (0..200).map(|word| format!("{} ", (word * 7 + index) % 90)).collect::<String>();
-        model.generate_stream_with(words, &config, RequestOptions::default())
+        model.generate_stream(words, &config)
     };
-    let streams: Result<Vec<_>, Error> = (0..requests).map(start).collect();
-    let mut streams = streams?.into_iter().map(bitnet::GenerationStream::blocking);
-    let first = streams.next().map(Iterator::count);
-    say("the first answer is there");
-    let others = streams.map(Iterator::count).sum::<usize>();
+    let limit: u64 = number(3, 0)? as u64;
+    if limit > 0 {
+        monitor.set_limit(limit << 20);
+    }
+    let streams: Vec<_> = (0..requests).map(start).collect();
+    let (mut pieces, mut failed) = (0, Vec::new());
+    for (index, stream) in streams.into_iter().enumerate() {
+        let answer: Result<Vec<_>, Error> = stream.and_then(|stream| stream.blocking().collect());
+        match answer {
+            Ok(answer) => pieces += answer.len(),
+            Err(error) => failed.push(error.to_string()),
+        }
+        if index == 0 {
+            say("the first answer is there");
+        }
+    }
     say("all answers are there");
-    MemoryMonitor::new().clean_up();
+    let most = performance.stop().peak_memory_gb * 1024.0;
+    monitor.clean_up();
     say("cleaned up");
-    println!("{} pieces, {:?}", first.unwrap_or(0) + others, model.stats());
+    println!("{pieces} pieces, {most:.1} MiB at most; {} failed: {failed:?}", failed.len());
+    println!("{:?}", model.stats());
     Ok(())
 }

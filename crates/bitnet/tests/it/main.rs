@@ -4,6 +4,7 @@ mod generate;
 mod idle;
 mod kv_types;
 mod load;
+#[cfg(target_os = "linux")] // it asks the system
 mod memory;
 mod metrics;
 mod perplexity;

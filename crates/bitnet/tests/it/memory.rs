@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bitnet::{
     BitNetModel, CacheStrategy, EngineError, Error, GenerationConfig, InferenceConfig, KvType,
-    MemoryMonitor, ModelConfig, ResponseCache,
+    LoadingStrategy, MemoryMonitor, ModelConfig, PackedCache, ResponseCache,
 };
 use futures_lite::future::block_on;
 use tracing::field::{Field, Visit};
@@ -60,7 +60,6 @@ fn ratio(a: u64, b: u64) -> f64 {
     a as f64 / b as f64
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn figures_agree_with_what_the_system_says() {
     if !is_alone("figures_agree_with_what_the_system_says") {
@@ -94,7 +93,6 @@ fn figures_agree_with_what_the_system_says() {
     assert_eq!(monitor.current_usage().known(), 0);
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn what_is_only_kept_goes_back_to_the_system() {
     if !is_alone("what_is_only_kept_goes_back_to_the_system") {
@@ -156,7 +154,6 @@ impl tracing::Subscriber for Lines {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn near_the_limit_what_is_kept_goes_by_itself() {
     if !is_alone("near_the_limit_what_is_kept_goes_by_itself") {
@@ -188,7 +185,6 @@ fn near_the_limit_what_is_kept_goes_by_itself() {
     assert!(lines[0].contains("count=1 ") && lines[0].contains("the limit is near"), "{lines:?}");
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn a_limit_holds_under_load() {
     if !is_alone("a_limit_holds_under_load") {
@@ -228,7 +224,6 @@ fn a_limit_holds_under_load() {
     assert!(model.stats().preemptions > 0, "they made room for one another");
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn what_does_not_fit_into_the_limit_is_refused_and_what_runs_goes_on() {
     if !is_alone("what_does_not_fit_into_the_limit_is_refused_and_what_runs_goes_on") {
@@ -255,4 +250,28 @@ fn what_does_not_fit_into_the_limit_is_refused_and_what_runs_goes_on() {
     assert_eq!(block_on(stream.finish()).unwrap().ids, expected);
     monitor.remove_limit();
     model.generate_blocking("Lily", &greedy(300)).unwrap();
+}
+
+#[test]
+fn lazily_loaded_layers_go_too_and_are_read_again() {
+    if !is_alone("lazily_loaded_layers_go_too_and_are_read_again") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let config = ModelConfig {
+        packed_cache: Some(PackedCache::new(folder.path())),
+        loading_strategy: LoadingStrategy::Lazy,
+        ..Default::default()
+    };
+    let model = BitNetModel::from_pretrained(testdata("demo-model/packed"));
+    let model = model.with_config(config).load().unwrap();
+    let expected = model.generate_blocking("Tom", &greedy(20)).unwrap().ids;
+    let monitor = MemoryMonitor::new();
+    let before = monitor.current_usage();
+    monitor.clean_up();
+    let after = monitor.current_usage();
+    let gone = before.weights_mapped - after.weights_mapped;
+    assert!(ratio(gone, model.info().ternary_bytes) > 0.8, "{before:?} {after:?}");
+    assert_eq!(model.generate_blocking("Tom", &greedy(20)).unwrap().ids, expected);
+    assert!(monitor.current_usage().weights_mapped > after.weights_mapped);
 }
