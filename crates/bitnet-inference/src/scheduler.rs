@@ -178,9 +178,9 @@ impl Scheduler {
         self.pool.allow(bytes);
     }
 
-    /// Pages that sequences have for tokens still to be computed, and that may not have their memory yet.
+    /// Pages that sequences have for tokens still to be computed only, and that may not have their memory yet.
     pub fn unwritten_pages(&self) -> usize {
-        let unwritten = |s: &Sequence| s.pages.len() - (s.computed / PAGE).min(s.pages.len());
+        let unwritten = |s: &Sequence| s.pages.len() - s.computed.div_ceil(PAGE).min(s.pages.len());
         self.running.iter().map(unwritten).sum()
     }
 

@@ -66,7 +66,7 @@ impl MemoryMonitor {
         Self(())
     }
 
-    /// What is in use at this moment. Takes some milliseconds for each gigabyte.
+    /// What is in use at this moment. Takes some milliseconds for each gigabyte of weights and of address space for keys and values.
     pub fn current_usage(&self) -> MemoryUsage {
         MemoryUsage::of(&models())
     }
@@ -219,4 +219,26 @@ fn clean_up(why: &str) -> Vec<GivingBack> {
     tracing::info!(count, resident, limit, why, "memory that is only kept is given back");
     response_cache::clear_all();
     models().iter().map(|model| model.engine().give_back()).collect()
+}
+
+#[cfg(all(test, feature = "demo-model"))]
+mod tests {
+    use bitnet_inference::GenerationConfig;
+
+    use super::*;
+    use crate::config::ModelConfig;
+
+    #[test]
+    fn working_memory_stays_within_what_is_expected_of_it() {
+        let config = ModelConfig { threads: 2, ..Default::default() };
+        let model = BitNetModel::demo().with_config(config).load().unwrap();
+        let config = GenerationConfig { max_new_tokens: 3, ..Default::default() };
+        for tokens in [1, 90, 170, 330, 500] {
+            let start = |id| model.generate_stream(vec![id; tokens], &config).unwrap().blocking();
+            let streams: Vec<_> = (3..19).map(start).collect();
+            assert!(streams.into_iter().flatten().all(|piece| piece.is_ok()));
+        }
+        let (found, most) = (model.stats().scratch_bytes, model.scratch_bytes_at_most());
+        assert!(found <= most && found > most / 4, "{found} of {most}");
+    }
 }

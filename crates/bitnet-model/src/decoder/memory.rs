@@ -30,11 +30,12 @@ impl<B: Backend> Model<B> {
     /// Bytes that this will be about, at most, in steps of so many tokens with so many rows of logits.
     pub fn scratch_bytes_at_most(&self, tokens: usize, rows: usize) -> usize {
         let config = self.config();
-        let heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim;
-        // Vectors grow by doubling, and integers beside the floats are a quarter of them.
-        let floats = 2 * config.hidden_size + 2 * heads + config.intermediate_size;
-        let token = 2 * floats * size_of::<f32>() + floats;
-        tokens * token + 2 * rows * config.vocab_size * size_of::<f32>()
+        let heads = config.num_attention_heads * config.head_dim;
+        let floats = config.hidden_size + 2 * heads + config.intermediate_size;
+        let integers = config.intermediate_size.max(config.hidden_size);
+        let token = floats * size_of::<f32>() + integers;
+        let all = tokens * token + rows * config.vocab_size * size_of::<f32>();
+        all + all / 2 // vectors that grow may take more than they need
     }
 
     /// Gives back what it has in memory of its file, if not all layers may be.
