@@ -284,7 +284,7 @@ impl ModelBuilder {
             "model loaded"
         );
         let weights = Weights { model, asked: self.config.clone() };
-        Ok(BitNetModel::new(weights, handle, Arc::new(tokenizer), info, observed))
+        Ok(BitNetModel::new(weights, handle, Arc::new(tokenizer), Arc::default(), info, observed))
     }
 
     /// Bytes of memory that the weights will take, about: of an embedding in a mapped file only what is used is read.

@@ -164,7 +164,7 @@ pub(crate) fn check(model: &BitNetModel, prompt: usize, work: &Work) -> Result<(
         Work::Generate { max_new_tokens, .. } => {
             prompt.saturating_add(*max_new_tokens).min(limits.max_seq_len)
         }
-        Work::Score { .. } | Work::Logits { .. } => prompt,
+        Work::Score { .. } | Work::Logprobs { .. } | Work::Logits { .. } => prompt,
     };
     let pages = limits.layout.bytes_of_pages(tokens.div_ceil(PAGE));
     let scratch = model.scratch_bytes_at_most().saturating_sub(stats.scratch_bytes);

@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use async_channel::Receiver;
 use bitnet_inference::engine::Event;
-use bitnet_inference::handle::collect_rows;
+use bitnet_inference::handle::{check_ids, collect_rows};
 use bitnet_inference::{
-    EngineHandle, EngineStats, Generation, GenerationConfig, InferenceConfig, Observer, Output,
-    Request, RequestOptions, StreamingConfig, Work, spawn_observed,
+    EngineError, EngineHandle, EngineStats, Generation, GenerationConfig, InferenceConfig,
+    Observer, Output, Request, RequestOptions, ResponseFormat, StreamingConfig, TokenLogprobs,
+    Work, spawn_observed,
 };
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::packing::PackingChoice;
@@ -23,6 +24,7 @@ use bitnet_model::tokenizer::Tokenizer;
 use crate::builder::ModelBuilder;
 use crate::config::ModelConfig;
 use crate::error::Error;
+use crate::grammars::Grammars;
 use crate::info::ModelInfo;
 use crate::memory;
 use crate::metrics::MetricsCollector;
@@ -57,6 +59,7 @@ pub(crate) struct Inner {
     tokenizer: Arc<Tokenizer>,
     info: ModelInfo,
     stop_ids: Vec<u32>,
+    grammars: Arc<Grammars>,
     head: Option<Arc<HeadRecord>>,
     /// Held also so that figures are served as long as there is the model.
     observed: Observed,
@@ -128,6 +131,7 @@ impl BitNetModel {
         weights: Weights,
         engine: EngineHandle,
         tokenizer: Arc<Tokenizer>,
+        grammars: Arc<Grammars>,
         info: ModelInfo,
         observed: Observed,
     ) -> Self {
@@ -140,7 +144,8 @@ impl BitNetModel {
         let id = LOADED.fetch_add(1, Ordering::Relaxed);
         let Observed { fan, metrics } = &observed;
         let watched = metrics.clone().zip(fan.recorder.clone());
-        let inner = Inner { id, weights, engine, tokenizer, info, stop_ids, head, observed };
+        let inner =
+            Inner { id, weights, engine, tokenizer, grammars, info, stop_ids, head, observed };
         let model = Self(Arc::new(inner));
         memory::watch(Arc::downgrade(&model.0));
         if let Some((metrics, recorder)) = watched {
@@ -185,7 +190,7 @@ impl BitNetModel {
     /// If the system refuses threads, or the limits do not suit the model.
     pub fn replica(&self, threads: usize, inference: InferenceConfig) -> Result<Self, Error> {
         let begin = Instant::now();
-        let Inner { weights: Weights { model, asked }, tokenizer, info, .. } = &*self.0;
+        let Inner { weights: Weights { model, asked }, tokenizer, grammars, info, .. } = &*self.0;
         let asked = ModelConfig { threads, threads_batch: 0, ..asked.clone() };
         let plan = asked.thread_plan()?;
         let threads = plan.threads();
@@ -203,7 +208,8 @@ impl BitNetModel {
             load_time: begin.elapsed(),
             ..info.clone()
         };
-        Ok(Self::new(Weights { model, asked }, engine, Arc::clone(tokenizer), info, observed))
+        let (weights, tokenizer) = (Weights { model, asked }, Arc::clone(tokenizer));
+        Ok(Self::new(weights, engine, tokenizer, Arc::clone(grammars), info, observed))
     }
 
     /// Continues a text, tokens or a conversation. Works on any async runtime; dropping the future ends the work.
@@ -280,7 +286,7 @@ impl BitNetModel {
     ) -> Result<GenerationStream, Error> {
         let prompt = prompt.into();
         let ids = self.encode(&prompt)?;
-        self.start(&prompt, ids, config, options, None)
+        self.start(&prompt, ids, config, options, None, &ResponseFormat::Text)
     }
 
     /// [`generate_stream`](Self::generate_stream) with pieces in the portions, and within the times, that are wanted.
@@ -318,7 +324,8 @@ impl BitNetModel {
     ) -> Result<GenerationStream, Error> {
         let prompt = prompt.into();
         let ids = self.encode(&prompt)?;
-        self.start(&prompt, ids, config, RequestOptions::default(), Some(streaming))
+        let options = RequestOptions::default();
+        self.start(&prompt, ids, config, options, Some(streaming), &ResponseFormat::Text)
     }
 
     /// Sends a prompt, whose tokens are `ids`, to the engine.
@@ -329,9 +336,10 @@ impl BitNetModel {
         config: &GenerationConfig,
         options: RequestOptions,
         streaming: Option<StreamingConfig>,
+        format: &ResponseFormat,
     ) -> Result<GenerationStream, Error> {
         let submitted = Instant::now();
-        let sampling = config.sampling()?;
+        let mut sampling = config.sampling()?;
         let options = match &streaming {
             Some(streaming) => {
                 streaming.check()?;
@@ -339,16 +347,63 @@ impl BitNetModel {
             }
             None => options,
         };
-        let stop_ids = match config.ignore_eos {
-            true => Vec::new(),
-            false => self.0.stop_ids.clone(),
-        };
+        let own_stops = config.stop_token_ids.iter().copied();
+        check_ids("stop_token_ids", own_stops, self.config().vocab_size)?;
+        let mut stop_ids = config.stop_token_ids.clone();
+        if !config.ignore_eos {
+            stop_ids.extend(&self.0.stop_ids);
+        }
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
+        let mut decoder = prompt.decoder(&self.0.tokenizer);
+        if let Some(constraint) = self.0.grammars.read(format, &self.0.tokenizer)? {
+            sampling = sampling.constrained(constraint);
+            decoder = decoder.continuing(); // what is allowed is all of the text
+        }
         let max_new_tokens = config.max_new_tokens;
-        let work = Work::Generate { sampling, max_new_tokens, stop_ids };
+        let work = Work::Generate { sampling, max_new_tokens, stop_ids: stop_ids.clone() };
         let events = self.order(Request { ids: ids.clone(), work, options })?;
-        let decoder = prompt.decoder(&self.0.tokenizer);
-        let stop = config.stop.clone();
-        GenerationStream::new(Generation::new(events, decoder, stop, ids, submitted), streaming)
+        let generation = Generation::new(events, decoder, config.stop.clone(), ids, submitted);
+        GenerationStream::new(generation.with_stop_ids(stop_ids), streaming)
+    }
+
+    /// How likely each of the tokens was after those before it, from the second one on, by the model itself, with the `top` most
+    /// likely ones beside it, 20 at most. Dropping the future ends the work.
+    ///
+    /// ```
+    /// # #[cfg(feature = "demo-model")] futures_lite::future::block_on(async {
+    /// # let model = bitnet::BitNetModel::demo().await?;
+    /// let ids = model.encode(&"Once upon a time".into())?;
+    /// let logprobs = model.prompt_logprobs(&ids, 1, Default::default()).await?;
+    /// assert_eq!(logprobs.len(), ids.len() - 1);
+    /// assert_eq!((logprobs[2].id, logprobs[2].top[0].0), (ids[3], ids[3])); // whatever comes after `Once upon`
+    /// # Ok::<(), bitnet::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// If there is no token, one that the model does not have, or more than its context has room for; if too many requests wait.
+    pub async fn prompt_logprobs(
+        &self,
+        ids: &[u32],
+        top: usize,
+        options: RequestOptions,
+    ) -> Result<Vec<TokenLogprobs>, Error> {
+        if ids.len() == 1 {
+            check_ids("ids", ids.iter().copied(), self.config().vocab_size)?;
+            return Ok(Vec::new()); // there is no second one
+        }
+        let request = Request { ids: ids.to_vec(), work: Work::Logprobs { from: 1, top }, options };
+        let events = self.order(request)?;
+        let mut all = Vec::new();
+        loop {
+            match events.recv().await {
+                Ok(Event::Logprobs(some)) => all.extend(some),
+                Ok(Event::AllRows) => return Ok(all),
+                Ok(Event::Failed(error)) => return Err(error.into()),
+                Ok(_) => {}
+                Err(_) => return Err(EngineError::Stopped.into()),
+            }
+        }
     }
 
     /// Sends a request to the engine, if there is memory for it.

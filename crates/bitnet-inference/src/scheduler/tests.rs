@@ -10,6 +10,7 @@ use crate::block_pool::EvictionStrategy;
 use crate::request::{DraftStrategy, GenerationConfig, Work};
 use crate::sequence::Stop;
 
+mod forms;
 mod service;
 
 const LIMITS: Limits = Limits {
@@ -79,7 +80,7 @@ struct Event {
 
 fn commit(scheduler: &mut Scheduler, plan: &Plan, drawn: &[usize]) -> Vec<Event> {
     let mut events = Vec::new();
-    scheduler.commit(plan, drawn, |id, tokens, finished| {
+    scheduler.commit(plan, drawn, |id, tokens, _, finished| {
         events.push(Event { id, tokens: tokens.to_vec(), finished });
     });
     events
@@ -462,6 +463,7 @@ proptest! {
                     Work::Generate { max_new_tokens, .. } => (room.min(*max_new_tokens), 0),
                     Work::Score { from } => (0, request.ids.len() - from),
                     Work::Logits { from } => (0, request.ids.len() - from),
+                    Work::Logprobs { .. } => unreachable!("none is made here"),
                 };
                 wanted.insert(add(&mut scheduler, request), left);
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bitnet_inference::{
     DraftStrategy, EngineConfig, EngineError, EngineHandle, EvictionStrategy, FinishReason,
     GenerationConfig, InferenceConfig, Observer, Queue, Request, RequestOptions, SamplingStrategy,
-    Work, spawn_observed,
+    TokenLogprobs, Work, spawn_observed,
 };
 use bitnet_model::decoder::Model;
 use bitnet_model::kv::page_bytes;
@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::faulty::Faulty;
-use crate::support::{exact, load, tokens};
+use crate::support::{exact, likely_tokens, load, tokens};
 
 const VOCAB: u64 = 384;
 
@@ -43,6 +43,12 @@ impl Random {
         let ids = begin.chain(own).collect();
         let config = GenerationConfig {
             draft: if self.one_in(3) { DraftStrategy::Ngram } else { DraftStrategy::Off },
+            logprobs: self.one_in(3).then(|| self.below(21) as usize),
+            logit_bias: match self.one_in(4) {
+                true => (0..4).map(|i| (self.below(VOCAB) as u32, i as f32 * 3.0 - 6.0)).collect(),
+                false => Default::default(),
+            },
+            min_tokens: if self.one_in(3) { self.below(20) as usize } else { 0 },
             ..self.sampling()
         };
         let work = Work::Generate {
@@ -141,11 +147,11 @@ fn check(
     let requests: Vec<Request> = (0..requests).map(|_| random.request()).collect();
     let solo = |request: &Request| {
         let plain = Request::new(request.ids.clone(), request.work.clone());
-        tokens(&alone.submit(plain).unwrap())
+        likely_tokens(&alone.submit(plain).unwrap())
     };
     let expected: Vec<_> = requests.iter().map(solo).collect();
     let without_memory = AtomicUsize::new(0);
-    type Answer = (Vec<u32>, Result<FinishReason, EngineError>);
+    type Answer = (Vec<(u32, Option<TokenLogprobs>)>, Result<FinishReason, EngineError>);
     let compare = |(ids, end): Answer, expected: &Answer| match end {
         Err(EngineError::OutOfMemory { tokens }) => {
             without_memory.fetch_add(1, Ordering::Relaxed);
@@ -174,12 +180,12 @@ fn check(
                     }
                     if random.one_in(3) {
                         for (events, expected) in running.drain(..) {
-                            compare(tokens(&events), expected);
+                            compare(likely_tokens(&events), expected);
                         }
                     }
                 }
                 for (events, expected) in running {
-                    compare(tokens(&events), expected);
+                    compare(likely_tokens(&events), expected);
                 }
             });
         }

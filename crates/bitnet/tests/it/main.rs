@@ -1,6 +1,8 @@
 //! The library as its users see it.
 
 mod generate;
+#[cfg(feature = "grammar")]
+mod grammar;
 mod idle;
 mod kv_types;
 mod load;
@@ -9,5 +11,8 @@ mod memory;
 mod metrics;
 mod perplexity;
 mod response_cache;
+mod sampling;
+#[cfg(feature = "grammar")]
+mod schemas;
 mod serving;
 mod support;
