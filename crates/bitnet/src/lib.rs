@@ -43,6 +43,7 @@ mod scheduler;
 mod stream;
 
 pub use batch::{BatchConfig, BatchOutput, PaddingStrategy};
+pub use bitnet_inference::config::Limits;
 pub use bitnet_inference::{
     DraftStrategy, EngineError, EngineStats, EvictionStrategy, FinishReason, GenerationConfig,
     InferenceConfig, InvalidConfig, Output, Piece, Queue, RequestOptions, SamplingStrategy, Stop,

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use bitnet_inference::config::Limits;
 use bitnet_inference::{
     EngineHandle, EngineStats, Generation, GenerationConfig, InferenceConfig, Observer, Output,
     Request, RequestOptions, StreamingConfig, Work, spawn_observed,
@@ -278,6 +279,32 @@ impl BitNetModel {
         self.start(&prompt, ids, config, options, None)
     }
 
+    /// [`generate_stream_with`](Self::generate_stream_with) of a prompt whose tokens are known already, from
+    /// [`encode`](Self::encode): for one who has to look at them first, or wants several answers.
+    ///
+    /// ```
+    /// # #[cfg(feature = "demo-model")] futures_lite::future::block_on(async {
+    /// # let model = bitnet::BitNetModel::demo().await?;
+    /// use bitnet::{GenerationConfig, Prompt, RequestOptions};
+    ///
+    /// let prompt = Prompt::from("Once upon a time");
+    /// let ids = model.encode(&prompt)?;
+    /// let max_new_tokens = (model.info().context_length - ids.len()).min(8);
+    /// let config = GenerationConfig { max_new_tokens, ..Default::default() };
+    /// let answer = model.generate_stream_encoded(&prompt, ids, &config, RequestOptions::default())?;
+    /// assert_eq!(answer.finish().await?.text, ", there was a little girl named Lily");
+    /// # Ok::<(), bitnet::Error>(()) }).unwrap();
+    /// ```
+    pub fn generate_stream_encoded(
+        &self,
+        prompt: &Prompt,
+        ids: Vec<u32>,
+        config: &GenerationConfig,
+        options: RequestOptions,
+    ) -> Result<GenerationStream, Error> {
+        self.start(prompt, ids, config, options, None)
+    }
+
     /// [`generate_stream`](Self::generate_stream) with pieces in the portions, and within the times, that are wanted.
     ///
     /// ```
@@ -381,6 +408,16 @@ impl BitNetModel {
     /// What the engine does at this moment, and what it has done.
     pub fn stats(&self) -> EngineStats {
         self.0.engine.stats()
+    }
+
+    /// What the engine takes at most: places in a step, requests and tokens that wait, pages of its cache.
+    pub fn limits(&self) -> Limits {
+        self.0.engine.limits()
+    }
+
+    /// The collector that the model was loaded with.
+    pub fn metrics(&self) -> Option<&MetricsCollector> {
+        self.0.observed.metrics.as_ref()
     }
 
     /// What was loaded, and what was chosen for it.

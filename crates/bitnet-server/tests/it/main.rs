@@ -1,0 +1,8 @@
+//! The server as its clients see it, on the demo model.
+
+mod chat;
+mod client;
+mod completions;
+mod errors;
+mod sharing;
+mod sockets;
