@@ -16,7 +16,7 @@ use crate::auth::Client;
 use crate::cors;
 use crate::error::ApiError;
 use crate::generate::unique;
-use crate::routes::PROBES;
+use crate::routes::{PROBES, counted_as};
 use crate::state::{App, UnderWay};
 
 /// By which a request is found again in the logs of all who handled it.
@@ -45,6 +45,7 @@ pub async fn front(State(app): State<Arc<App>>, mut request: Request, next: Next
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     entry.status = response.status();
+    app.counts.count(counted_as(&entry.path), entry.status.as_u16());
     response.map(|body| Body::new(Logged { body, entry }))
 }
 

@@ -13,6 +13,7 @@ mod body;
 mod config;
 mod connection;
 mod cors;
+mod counts;
 mod error;
 mod fields;
 mod front;

@@ -9,15 +9,15 @@ use crate::fields::{self, Fields};
 /// What several texts of one message are joined with.
 const BETWEEN: &str = "\n";
 
-/// The conversation in the field `messages`.
-pub fn read(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
-    let messages = fields.array("messages")?.ok_or_else(|| ApiError::missing("messages"))?;
+/// The conversation in the field `messages`, if there is one.
+pub fn read(fields: &mut Fields) -> Result<Option<Vec<Message>>, ApiError> {
+    let Some(messages) = fields.array("messages")? else { return Ok(None) };
     if messages.is_empty() {
         let message = "Invalid 'messages': an empty array; there should be at least one message.";
         return Err(ApiError::value("messages", message));
     }
     let one = |(index, value)| message(value, &format!("messages[{index}]"));
-    messages.into_iter().enumerate().map(one).collect()
+    messages.into_iter().enumerate().map(one).collect::<Result<_, _>>().map(Some)
 }
 
 fn message(value: Value, path: &str) -> Result<Message, ApiError> {
@@ -87,7 +87,7 @@ mod tests {
 
     use super::*;
 
-    fn messages(value: Value) -> Result<Vec<Message>, ApiError> {
+    fn messages(value: Value) -> Result<Option<Vec<Message>>, ApiError> {
         read(&mut Fields::body(json!({ "messages": value })).unwrap())
     }
 
@@ -106,7 +106,7 @@ mod tests {
             {"role": "user", "content": parts, "name": null},
         ]));
         let expected = [Message::new(Role::System, "x"), Message::new(Role::User, "a\nb")];
-        assert_eq!(found.unwrap(), expected);
+        assert_eq!(found.unwrap().unwrap(), expected);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use bitnet::{BitNetModel, EngineStats};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::config::ServerConfig;
+use crate::counts::Counts;
 use crate::error::ApiError;
 
 /// Requests that are read, tokenized and checked at a time; each may take some hundred times the size of its body.
@@ -20,6 +21,8 @@ pub struct App {
     pub config: ServerConfig,
     engines: OnceLock<Arc<Engines>>,
     preparing: Semaphore,
+    /// Who has been answered.
+    pub counts: Counts,
     /// Who is under way.
     pub drain: Arc<Drain>,
 }
@@ -52,7 +55,13 @@ impl App {
     /// Nobody is under way, and there is no engine yet.
     pub fn new(config: ServerConfig) -> Self {
         let preparing = Semaphore::new(PREPARED_AT_A_TIME);
-        Self { config, engines: OnceLock::new(), preparing, drain: Arc::default() }
+        Self {
+            config,
+            engines: OnceLock::new(),
+            preparing,
+            counts: Counts::default(),
+            drain: Arc::default(),
+        }
     }
 
     /// From now on these engines answer. Only the first call counts.

@@ -31,7 +31,8 @@ fn begin(request: &Received, mut fields: Fields) -> Result<(Answers, Chat, bool)
     let engines = &request.engines;
     let asked = Asked::read(&mut fields, &request.headers, &request.client, &request.app.config)?;
     engines.check_name(asked.model.as_deref())?;
-    let prompt = Prompt::Chat(messages::read(&mut fields)?);
+    let messages = messages::read(&mut fields)?.ok_or_else(|| ApiError::missing("messages"))?;
+    let prompt = Prompt::Chat(messages);
     for name in ["echo", "prompt", "suffix"] {
         if fields.take(name).is_some_and(|value| value != false) {
             return Err(ApiError::unsupported(name, "it belongs to /v1/completions"));

@@ -4,5 +4,6 @@ mod chat;
 mod client;
 mod completions;
 mod errors;
+mod gateway;
 mod sharing;
 mod sockets;
