@@ -121,6 +121,7 @@ impl ApiError {
 
     /// A model of another name.
     pub fn no_model(name: &str) -> Self {
+        let name = shown(name);
         let message = format!("The model '{name}' does not exist; /v1/models lists those that do.");
         Self::new(StatusCode::NOT_FOUND, "model_not_found", message).param("model")
     }
@@ -237,6 +238,14 @@ impl ApiError {
         let Self { message, param, code, .. } = self;
         let inner = Inner { message, r#type, param: param.as_deref(), code: *code };
         serde_json::to_string(&Object { error: inner }).expect("texts can be written")
+    }
+}
+
+/// A name that somebody made up, as far as a message repeats it.
+pub fn shown(name: &str) -> String {
+    match name.char_indices().nth(64) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
     }
 }
 

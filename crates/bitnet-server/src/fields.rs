@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, shown};
 
 /// An object whose fields are taken out one after another; what is left at the end is not known. `null` counts as not there.
 #[derive(Debug)]
@@ -162,14 +162,6 @@ impl Fields {
             Some((name, _)) => Err(ApiError::unknown(format!("{}{}", self.path, shown(name)))),
             None => Ok(()),
         }
-    }
-}
-
-/// A name that somebody made up, as far as a message repeats it.
-fn shown(name: &str) -> String {
-    match name.char_indices().nth(64) {
-        Some((end, _)) => format!("{}…", &name[..end]),
-        None => name.to_owned(),
     }
 }
 

@@ -277,35 +277,34 @@ impl ServeArgs {
 }
 
 /// Keys, a line each.
-fn read_keys(file: &Path, queues: &[Queue]) -> Result<Vec<ApiKey>> {
+fn read_keys(file: &Path, queues: &[Queue]) -> Result<Vec<ApiKey>, Failure> {
+    let place = file.display();
     let text = fs::read_to_string(file)
-        .map_err(|error| Failure::input(format!("{}: cannot be read: {error}", file.display())))?;
-    let lines = text.lines().enumerate();
-    let keys = lines.map(|(index, line)| {
-        let place = format!("{}, line {}", file.display(), index + 1);
-        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
-        let (Some(key), queue, None) = (words.next(), words.next(), words.nth(0)) else {
-            return match line.split('#').next().unwrap_or_default().trim() {
-                "" => Ok(None),
-                _ => Err(Failure::input(format!("{place}: expected KEY or KEY QUEUE"))),
-            };
-        };
-        let key = ApiKey::new(key);
-        match queue {
-            None => Ok(Some(key)),
-            Some(name) if queues.iter().any(|queue| &*queue.name == name) => {
-                Ok(Some(key.with_queue(name)))
-            }
-            Some(name) => Err(Failure::input(format!("{place}: there is no queue `{name}`"))
-                .hint(format!("add it with --queue {name}=WEIGHT"))),
-        }
-    });
-    let keys: Vec<ApiKey> = keys.filter_map(Result::transpose).collect::<Result<_, _>>()?;
-    if keys.is_empty() {
-        let message = format!("{}: there is no key in it", file.display());
-        return Err(Failure::input(message).into());
+        .map_err(|error| Failure::input(format!("{place}: cannot be read: {error}")))?;
+    let mut keys = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        keys.extend(read_key(line, queues, &format!("{place}, line {}", index + 1))?);
     }
-    Ok(keys)
+    match keys.is_empty() {
+        true => Err(Failure::input(format!("{place}: there is no key in it"))),
+        false => Ok(keys),
+    }
+}
+
+/// The key in a line, if there is one.
+fn read_key(line: &str, queues: &[Queue], place: &str) -> Result<Option<ApiKey>, Failure> {
+    let words: Vec<&str> =
+        line.split_whitespace().take_while(|word| !word.starts_with('#')).collect();
+    match words[..] {
+        [] => Ok(None),
+        [key] => Ok(Some(ApiKey::new(key))),
+        [key, name] if queues.iter().any(|queue| &*queue.name == name) => {
+            Ok(Some(ApiKey::new(key).with_queue(name)))
+        }
+        [_, name] => Err(Failure::input(format!("{place}: there is no queue `{name}`"))
+            .hint(format!("add it with --queue {name}=WEIGHT"))),
+        _ => Err(Failure::input(format!("{place}: expected KEY or KEY QUEUE"))),
+    }
 }
 
 impl SharingArgs {

@@ -2,7 +2,7 @@ use bitnet::{GenerationConfig, InferenceConfig, Queue};
 use bitnet_server::{ApiKey, BitNetServer, ServerConfig};
 use serde_json::json;
 
-use crate::client::{Server, demo};
+use crate::client::{Reply, Server, demo};
 
 const TEXT: &str = "/v1/completions";
 
@@ -77,7 +77,7 @@ fn workers_have_the_same_answers_and_health_does_not_wait_for_them() {
     assert_eq!(server.model.stats().running, 1, "each has an engine of its own");
     assert_eq!(server.get("/health").status, 200);
     assert_eq!(server.server.under_way(), 3, "all of them are still under way");
-    let bodies = streams.each_mut().map(|stream| crate::client::Reply::read(stream));
+    let bodies = streams.each_mut().map(Reply::read);
     let texts = bodies.map(|reply| {
         let events = reply.events();
         let text =
