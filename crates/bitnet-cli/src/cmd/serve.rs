@@ -57,7 +57,7 @@ struct AddressArgs {
     /// A file with a key in each line, after which the name of a --queue may follow; # begins a comment
     #[arg(long, env = "BITNET_API_KEY_FILE", value_name = "FILE", help_heading = SERVER)]
     api_key_file: Option<PathBuf>,
-    /// Origin of web pages that may read answers, as https://example.org, or * for all; several may be given
+    /// Origin of web pages that may read answers, such as <https://example.org>, or * for all; several may be given
     #[arg(long, env = "BITNET_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = SERVER)]
     cors_origin: Vec<String>,
 }
