@@ -362,6 +362,7 @@ impl SamplingArgs {
                 DraftArg::Off => DraftStrategy::Off,
                 DraftArg::Ngram => DraftStrategy::Ngram,
             },
+            ..Default::default()
         }
     }
 }

@@ -6,6 +6,8 @@ mod cmd;
 mod compiled_for;
 mod console;
 mod failure;
+#[cfg(feature = "grammar")]
+mod format_args;
 #[cfg(feature = "hub")]
 mod hub;
 mod interrupt;

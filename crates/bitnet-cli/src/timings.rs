@@ -47,6 +47,7 @@ pub fn end_note(output: &Output, context: usize) -> Option<String> {
     match &output.finish_reason {
         FinishReason::Stop(Stop::Text(text)) => Some(format!("stopped before the text {text:?}")),
         FinishReason::Stop(Stop::Token(_)) => Some("stopped: the model ended its text".into()),
+        FinishReason::Stop(Stop::Complete) => Some("stopped: the text is complete".into()),
         _ => finish_note(output, context),
     }
 }

@@ -17,9 +17,9 @@ use crate::error::{EngineError, InvalidConfig};
 use crate::handle::{Job, Permit};
 use crate::options::RequestOptions;
 use crate::request::Work;
-use crate::sampler::SampleError;
+use crate::sampler::{SampleError, TokenLogprobs, log_likelihood, negative_log_likelihood};
 use crate::scheduler::{Entry, Finished, Plan, Scheduler};
-use crate::sequence::{FinishReason, SeqId, Task};
+use crate::sequence::{FinishReason, Rows, SeqId, Task};
 use crate::stats::{Counters, End, Observer};
 use crate::sync::channel::Sender;
 
@@ -39,9 +39,13 @@ pub enum Event {
         id: u32,
         /// When it was drawn.
         at: Instant,
+        /// How likely it was, if [`GenerationConfig::logprobs`](crate::GenerationConfig::logprobs) asks for that.
+        logprobs: Option<Box<TokenLogprobs>>,
     },
     /// The next rows of what [`Work::Score`] or [`Work::Logits`] asked for.
     Rows(Vec<f32>),
+    /// How likely the next tokens were that [`Work::Logprobs`] asked for.
+    Logprobs(Vec<TokenLogprobs>),
     /// A generation is over.
     Finished(FinishReason),
     /// All rows have been sent.
@@ -55,7 +59,6 @@ struct Client {
     events: Sender<Event>,
     /// Held until the first step, so that it counts as waiting.
     permit: Option<Permit>,
-    score: bool,
     submitted: Instant,
     /// When the last token was drawn.
     last: Option<Instant>,
@@ -80,6 +83,8 @@ pub struct Engine<B: Backend> {
     observer: Arc<dyn Observer>,
     /// The step under way, here to use its memory again.
     step: Step,
+    /// Those whose request is over, and its last event: told once the figures are without them.
+    ended: Vec<(Client, Event)>,
 }
 
 /// What is computed in a step, and what came of it.
@@ -111,8 +116,18 @@ impl<B: Backend> Engine<B> {
             "engine ready"
         );
         let (clients, step, counters) = (HashMap::new(), Step::default(), Arc::default());
-        let engine =
-            Self { model, kv, scratch, scheduler, clients, limits, counters, observer, step };
+        let mut engine = Self {
+            model,
+            kv,
+            scratch,
+            scheduler,
+            clients,
+            limits,
+            counters,
+            observer,
+            step,
+            ended: Vec::new(),
+        };
         engine.count();
         Ok(engine)
     }
@@ -142,10 +157,9 @@ impl<B: Backend> Engine<B> {
 
     /// Takes a request that was checked by the handle.
     pub(crate) fn add(&mut self, Job { request, events, permit, submitted }: Job) {
-        let score = matches!(request.work, Work::Score { .. });
         let RequestOptions { deadline, detached, .. } = request.options;
         let (permit, last) = (Some(permit), None);
-        let client = Client { events, permit, score, submitted, last, deadline, detached };
+        let client = Client { events, permit, submitted, last, deadline, detached };
         let generate = matches!(request.work, Work::Generate { .. });
         if generate && request.ids.len() == self.limits.max_seq_len {
             // There is no room for an answer.
@@ -160,8 +174,9 @@ impl<B: Backend> Engine<B> {
     /// Computes the next step of everything that is to be done. Returns the number of tokens computed.
     pub fn step(&mut self) -> usize {
         self.drop_unwanted();
-        if !self.scheduler.plan(&mut self.step.plan) {
-            self.count();
+        let working = self.scheduler.plan(&mut self.step.plan);
+        self.count();
+        if !working {
             return 0;
         }
         self.announce();
@@ -199,26 +214,29 @@ impl<B: Backend> Engine<B> {
     /// Ends sequences whose receiving end is gone, and those whose time is over.
     fn drop_unwanted(&mut self) {
         let now = Instant::now();
-        let Self { scheduler, clients, observer, .. } = self;
-        clients.retain(|id, client| {
-            let cancelled = client.events.is_closed() && !client.detached;
-            let late = client.deadline.is_some_and(|deadline| deadline <= now);
-            if cancelled {
-                client.end(Event::Finished(FinishReason::Cancelled), &**observer, now);
-            } else if late && client.permit.is_some() {
-                client.end(Event::Failed(EngineError::DeadlineExceeded), &**observer, now);
-            } else if late {
-                client.end(Event::Finished(FinishReason::Deadline), &**observer, now);
-            }
-            if cancelled || late {
-                scheduler.remove(*id);
-            }
-            !(cancelled || late)
-        });
+        let Self { scheduler, clients, ended, .. } = self;
+        for (id, client) in clients.extract_if(|_, client| client.is_unwanted(now)) {
+            scheduler.remove(id);
+            let last = match &client {
+                _ if client.is_cancelled() => Event::Finished(FinishReason::Cancelled),
+                Client { permit: Some(_), .. } => Event::Failed(EngineError::DeadlineExceeded),
+                _ => Event::Finished(FinishReason::Deadline),
+            };
+            ended.push((client, last));
+        }
     }
 
-    /// Passes the scheduler's figures on.
-    fn count(&self) {
+    /// Passes the scheduler's figures on, then the last events: whoever has heard that a request is over finds it in no figure.
+    fn count(&mut self) {
+        let at = Instant::now();
+        self.publish();
+        for (mut client, last) in self.ended.drain(..) {
+            client.permit = None;
+            client.end(last, &*self.observer, at);
+        }
+    }
+
+    fn publish(&self) {
         let (counters, scheduler) = (&self.counters, &self.scheduler);
         let pool = scheduler.pool();
         store(&counters.running, scheduler.running() as u64);
@@ -255,9 +273,9 @@ impl<B: Backend> Engine<B> {
 
     /// Books the step and tells what came of it.
     fn deliver(&mut self) {
-        let Self { scheduler, clients, step, counters, observer, .. } = self;
+        let Self { scheduler, clients, step, counters, observer, ended, .. } = self;
         let at = Instant::now();
-        scheduler.commit(&step.plan, &step.drawn, |id, tokens, finished| {
+        scheduler.commit(&step.plan, &step.drawn, |id, tokens, logprobs, finished| {
             let Some(client) = clients.get_mut(&id) else { return };
             if !tokens.is_empty() {
                 counters.generated_tokens.fetch_add(tokens.len() as u64, Ordering::Relaxed);
@@ -266,16 +284,17 @@ impl<B: Backend> Engine<B> {
                     Some(last) => observer.tokens(tokens.len(), at.saturating_duration_since(last)),
                 }
             }
+            let mut logprobs = logprobs.into_iter();
             for &id in tokens {
-                let _ = client.events.try_send(Event::Token { id, at });
+                let logprobs = logprobs.next().map(Box::new);
+                let _ = client.events.try_send(Event::Token { id, at, logprobs });
             }
             let last = match finished {
                 None => return,
                 Some(Finished::Generated(reason)) => Event::Finished(reason),
                 Some(Finished::AllRows) => Event::AllRows,
             };
-            client.end(last, &**observer, at);
-            clients.remove(&id);
+            ended.extend(clients.remove(&id).map(|client| (client, last)));
         });
         for (id, error) in std::mem::take(&mut self.step.failed) {
             self.fail(id, error);
@@ -285,15 +304,23 @@ impl<B: Backend> Engine<B> {
     fn fail(&mut self, id: SeqId, error: EngineError) {
         tracing::debug!(%error, "request failed");
         self.scheduler.remove(id);
-        if let Some(client) = self.clients.remove(&id) {
-            client.end(Event::Failed(error), &*self.observer, Instant::now());
-        }
+        let client = self.clients.remove(&id);
+        self.ended.extend(client.map(|client| (client, Event::Failed(error))));
     }
 }
 
 impl Client {
+    /// Whether nobody receives any more.
+    fn is_cancelled(&self) -> bool {
+        self.events.is_closed() && !self.detached
+    }
+
+    fn is_unwanted(&self, now: Instant) -> bool {
+        self.is_cancelled() || self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
     /// Tells the last event.
-    fn end(&self, last: Event, observer: &dyn Observer, at: Instant) {
+    fn end(self, last: Event, observer: &dyn Observer, at: Instant) {
         let after = at.saturating_duration_since(self.submitted);
         match &last {
             Event::Finished(reason) => observer.ended(End::Generated(reason), after),
@@ -323,10 +350,10 @@ impl Step {
             let drawn = match &sequence.task {
                 _ if entry.outputs.is_empty() => Ok(0),
                 Task::Generate { .. } => scheduler.draw(entry, rows),
-                Task::Rows { .. } => {
+                &Task::Rows { kind, .. } => {
                     let client = clients.get(&entry.id).expect("every sequence has a client");
                     let next = &sequence.tokens[entry.outputs.start + 1..];
-                    send_rows(client, rows, next).map(|()| 0)
+                    send_rows(client, kind, rows, next).map(|()| 0)
                 }
             };
             if let Err(source) = drawn {
@@ -337,50 +364,32 @@ impl Step {
     }
 }
 
-/// Sends rows of logits, or how well each foresaw the token that is `next`.
+/// Sends what is wanted of rows of logits; each foresaw one of `next`.
 fn send_rows<'a>(
     client: &Client,
+    kind: Rows,
     rows: impl Iterator<Item = LogitRow<'a>>,
     next: &[u32],
 ) -> Result<(), SampleError> {
     let rows = rows.map(LogitRow::logits); // all of them, since such sequences want all
-    let rows = match client.score {
-        true => score(rows, next)?,
-        false => rows.flatten().copied().collect(),
+    let event = match kind {
+        Rows::Logits => Event::Rows(rows.flatten().copied().collect()),
+        Rows::Score => {
+            let scores = rows.zip(next).map(|(row, &id)| negative_log_likelihood(row, id));
+            Event::Rows(scores.collect::<Result<_, _>>()?)
+        }
+        Rows::Logprobs(top) => {
+            let mut memory = Vec::new();
+            let all = rows.zip(next).map(|(row, &id)| log_likelihood(row, id, top, &mut memory));
+            let all: Vec<_> = all.collect();
+            if let Some(&TokenLogprobs { id, logprob, .. }) =
+                all.iter().find(|token| !token.logprob.is_finite())
+            {
+                return Err(SampleError::NotFinite { id, value: logprob });
+            }
+            Event::Logprobs(all)
+        }
     };
-    let _ = client.events.try_send(Event::Rows(rows));
+    let _ = client.events.try_send(event);
     Ok(())
-}
-
-/// `-ln p(next[i])` by each row of logits.
-fn score<'a>(rows: impl Iterator<Item = &'a [f32]>, next: &[u32]) -> Result<Vec<f32>, SampleError> {
-    rows.zip(next).map(|(row, &id)| negative_log_likelihood(row, id)).collect()
-}
-
-fn negative_log_likelihood(logits: &[f32], id: u32) -> Result<f32, SampleError> {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&x| f64::from((x - max).exp())).sum();
-    let value = f64::from(max) + sum.ln() - f64::from(logits[id as usize]);
-    match value.is_finite() {
-        true => Ok(value as f32),
-        false => Err(SampleError::NotFinite { id, value: value as f32 }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_score_is_the_negative_logarithm_of_the_softmax() {
-        let rows = [[0.0, 0.0, 2f32.ln()], [1000.0, 0.0, 0.0]];
-        let scores = score(rows.iter().map(|row| &row[..]), &[2, 0]).unwrap();
-        assert!((scores[0] - 2f32.ln()).abs() < 1e-6); // 2 / (1 + 1 + 2)
-        assert_eq!(scores[1], 0.0);
-    }
-
-    #[test]
-    fn a_row_that_is_no_number_has_no_score() {
-        assert!(score([&[0.0, f32::NAN][..]].into_iter(), &[0]).is_err());
-    }
 }

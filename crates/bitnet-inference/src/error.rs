@@ -133,6 +133,9 @@ impl EngineError {
             Self::TokenTimeout { .. } => {
                 "raise token_timeout_ms, or send fewer requests at once".into()
             }
+            Self::Sample { source: SampleError::Grammar, .. } => {
+                "allow the grammar more, or make it simpler".into()
+            }
             Self::Sample { .. } => {
                 "the weights may be damaged or read in a wrong layout; compare the file's checksum"
                     .into()

@@ -12,7 +12,7 @@ use bitnet_model::decoder::Model;
 use crate::config::{EngineConfig, Limits};
 use crate::engine::{Engine, Event};
 use crate::error::{EngineError, InvalidConfig};
-use crate::request::{Request, Work};
+use crate::request::{Request, Work, check_top_logprobs};
 use crate::stats::{Counters, EngineStats, Observer};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::channel::{self, Receiver, Sender};
@@ -238,8 +238,15 @@ impl EngineHandle {
             return Err(EngineError::UnknownToken { id, position, vocab_size });
         }
         let rows = match *work {
-            Work::Generate { .. } => return Ok(()),
+            Work::Generate { ref sampling, .. } => {
+                let biased = sampling.logit_bias.iter().map(|(id, _)| *id);
+                return Ok(check_ids("logit_bias", biased, self.vocab_size)?);
+            }
             Work::Score { from } => (from, 1),
+            Work::Logprobs { from, top } => {
+                check_top_logprobs("top", top)?;
+                (from, 1)
+            }
             Work::Logits { from } => (from, 0),
         };
         match rows {
@@ -270,6 +277,24 @@ impl EngineHandle {
     /// The logits after each of `ids` from index `from` on, `[ids.len() - from, vocab_size]`. Blocks.
     pub fn logits(&self, ids: Vec<u32>, from: usize) -> Result<Vec<f32>, EngineError> {
         collect_rows(&self.submit(Request::new(ids, Work::Logits { from }))?)
+    }
+}
+
+/// Whether all of these tokens are in the vocabulary.
+///
+/// # Errors
+/// Names the setting, and the first token that is not.
+pub fn check_ids(
+    field: &'static str,
+    mut ids: impl Iterator<Item = u32>,
+    vocab_size: usize,
+) -> Result<(), InvalidConfig> {
+    match ids.find(|&id| id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(id) => {
+            let expected = format!("of tokens below {vocab_size}, the size of the vocabulary");
+            Err(InvalidConfig::new(field, format!("for token {id}"), expected))
+        }
     }
 }
 

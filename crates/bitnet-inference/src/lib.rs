@@ -5,9 +5,13 @@
 
 pub mod block_pool;
 pub mod config;
+pub mod constraint;
 mod draft;
 pub mod engine;
 pub mod error;
+pub mod format;
+#[cfg(feature = "grammar")]
+pub mod grammar;
 pub mod handle;
 pub mod options;
 pub mod request;
@@ -26,12 +30,16 @@ mod wait_queue;
 
 pub use block_pool::EvictionStrategy;
 pub use config::{EngineConfig, InferenceConfig};
+pub use constraint::{Constraint, Rules, TokenMask};
 pub use error::{EngineError, InvalidConfig};
+pub use format::{FormatError, ResponseFormat};
 pub use handle::{EngineHandle, Stepwise, spawn, spawn_observed};
 pub use options::{Queue, RequestOptions};
 pub use request::{
-    DraftStrategy, GenerationConfig, Request, SamplingParams, SamplingStrategy, Work,
+    DraftStrategy, GenerationConfig, MAX_TOP_LOGPROBS, Request, SamplingParams, SamplingStrategy,
+    Work,
 };
+pub use sampler::TokenLogprobs;
 pub use sequence::{FinishReason, Stop};
 pub use stats::{End, EngineStats, Observer};
 pub use stream::{Generation, Output, Piece, Timings};

@@ -1,11 +1,16 @@
 //! What a request wants, checked when it is built.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 
 use serde::{Deserialize, Serialize};
 
+use crate::constraint::Constraint;
 use crate::error::InvalidConfig;
 use crate::options::RequestOptions;
+
+/// Alternatives to a token whose log-probabilities can be asked for at most, as in other servers.
+pub const MAX_TOP_LOGPROBS: usize = 20;
 
 /// How the next token is chosen: which filter the choice rests on.
 ///
@@ -90,14 +95,25 @@ pub struct GenerationConfig {
     pub presence_penalty: f32,
     /// Taken from a token's logit for each time that the answer has it already, from -2 to 2.
     pub frequency_penalty: f32,
+    /// Added to the logits of these tokens before all else, from -100, which excludes nearly always, to 100.
+    pub logit_bias: BTreeMap<u32, f32>,
     /// Same seed, same answer; none: another one each time.
     pub seed: Option<u64>,
+    /// Tokens to generate before one that ends the text; `max_new_tokens` at most. A stop text may end it earlier.
+    pub min_tokens: usize,
     /// Most tokens to generate; generation ends earlier at the end of the text or of the context.
     pub max_new_tokens: usize,
     /// Texts that end the generation; they are cut off.
     pub stop: Vec<String>,
+    /// Tokens that end the generation, whatever `ignore_eos` says; each is among the generated tokens, and its text is not shown.
+    pub stop_token_ids: Vec<u32>,
     /// Go on after a token that ends the text.
     pub ignore_eos: bool,
+    /// Tell how likely each generated token was, and so many of the most likely tokens beside it, from 0 to 20; none: nothing.
+    ///
+    /// These are the natural logarithms of the probabilities that the model itself gives, which are those before bias,
+    /// penalties, temperature and filters. All logits are computed for them.
+    pub logprobs: Option<usize>,
     /// Whether likely next tokens are tried along with the one before them. The answer is the same.
     pub draft: DraftStrategy,
 }
@@ -115,17 +131,21 @@ impl Default for GenerationConfig {
             repeat_last_n: 64,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
             seed: None,
+            min_tokens: 0,
             max_new_tokens: 256,
             stop: Vec::new(),
+            stop_token_ids: Vec::new(),
             ignore_eos: false,
+            logprobs: None,
             draft: DraftStrategy::Off,
         }
     }
 }
 
 /// How to draw a token, checked. Made by [`GenerationConfig::sampling`].
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct SamplingParams {
     pub(crate) temperature: f32,
     pub(crate) top_k: usize,
@@ -135,8 +155,20 @@ pub struct SamplingParams {
     pub(crate) repeat_last_n: usize,
     pub(crate) presence_penalty: f32,
     pub(crate) frequency_penalty: f32,
+    /// By token, in ascending order.
+    pub(crate) logit_bias: Vec<(u32, f32)>,
+    pub(crate) min_tokens: usize,
+    pub(crate) logprobs: Option<usize>,
     pub(crate) seed: u64,
     pub(crate) draft: DraftStrategy,
+    pub(crate) constraint: Option<Constraint>,
+}
+
+impl SamplingParams {
+    /// Draws only what a constraint allows; the text ends when it is whole and nothing may follow.
+    pub fn constrained(self, constraint: Constraint) -> Self {
+        Self { constraint: Some(constraint), ..self }
+    }
 }
 
 impl GenerationConfig {
@@ -153,8 +185,12 @@ impl GenerationConfig {
             repeat_last_n: self.repeat_last_n,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect(),
+            min_tokens: self.min_tokens,
+            logprobs: self.logprobs,
             seed: self.seed.unwrap_or_else(random_seed),
             draft: self.draft,
+            constraint: None,
         })
     }
 
@@ -178,8 +214,20 @@ impl GenerationConfig {
         )?;
         check("presence_penalty", pp, penalty(pp), "from -2 to 2; 0 is none")?;
         check("frequency_penalty", fp, penalty(fp), "from -2 to 2; 0 is none")?;
+        let is_bias = |bias: f32| (-100.0..=100.0).contains(&bias);
+        if let Some((id, bias)) = self.logit_bias.iter().find(|(_, bias)| !is_bias(**bias)) {
+            let found = format!("{bias} for token {id}");
+            return Err(InvalidConfig::new("logit_bias", found, "from -100 to 100; 0 is none"));
+        }
         if self.max_new_tokens == 0 {
             return Err(InvalidConfig::new("max_new_tokens", 0, "at least 1"));
+        }
+        if self.min_tokens > self.max_new_tokens {
+            let expected = format!("at most max_new_tokens, {}", self.max_new_tokens);
+            return Err(InvalidConfig::new("min_tokens", self.min_tokens, expected));
+        }
+        if let Some(count) = self.logprobs {
+            check_top_logprobs("logprobs", count)?;
         }
         if self.stop.iter().any(String::is_empty) {
             return Err(InvalidConfig::new(
@@ -218,13 +266,21 @@ impl GenerationConfig {
     }
 }
 
+/// Whether so many alternatives to a token may be asked for.
+pub(crate) fn check_top_logprobs(field: &'static str, count: usize) -> Result<(), InvalidConfig> {
+    match count <= MAX_TOP_LOGPROBS {
+        true => Ok(()),
+        false => Err(InvalidConfig::new(field, count, format!("from 0 to {MAX_TOP_LOGPROBS}"))),
+    }
+}
+
 /// Another number each time, without asking the environment: the keys of hash maps are random.
 fn random_seed() -> u64 {
     RandomState::new().hash_one(0u8)
 }
 
 /// Tokens, and what to do with them.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Request {
     /// The tokens, at least one.
     pub ids: Vec<u32>,
@@ -242,7 +298,7 @@ impl Request {
 }
 
 /// What a request wants of its tokens.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Work {
     /// More tokens.
     Generate {
@@ -257,6 +313,13 @@ pub enum Work {
     Score {
         /// The first token that counts.
         from: usize,
+    },
+    /// How likely every `ids[i]` was after `ids[..i]`, for `i` from this one on, which is at least 1.
+    Logprobs {
+        /// The first token that counts.
+        from: usize,
+        /// The most likely tokens that are told with each, at most [`MAX_TOP_LOGPROBS`].
+        top: usize,
     },
     /// Logits `[ids.len() - from, vocab_size]` after each token from this one on.
     Logits {
@@ -337,6 +400,23 @@ mod tests {
         check(
             config(|c| c.frequency_penalty = -2.5),
             Some("`frequency_penalty` is -2.5; it should be from -2 to 2; 0 is none"),
+        );
+        check(
+            config(|c| c.logit_bias = [(7, 1.0), (9, -100.5)].into()),
+            Some("`logit_bias` is -100.5 for token 9; it should be from -100 to 100; 0 is none"),
+        );
+        check(
+            config(|c| c.logit_bias = [(7, f32::NAN)].into()),
+            Some("`logit_bias` is NaN for token 7; it should be from -100 to 100; 0 is none"),
+        );
+        check(
+            config(|c| c.min_tokens = 257),
+            Some("`min_tokens` is 257; it should be at most max_new_tokens, 256"),
+        );
+        check(config(|c| c.logprobs = Some(20)), None);
+        check(
+            config(|c| c.logprobs = Some(21)),
+            Some("`logprobs` is 21; it should be from 0 to 20"),
         );
         check(
             config(|c| c.max_new_tokens = 0),

@@ -1,4 +1,4 @@
-//! From logits to a token: penalties → temperature → top-k → top-p → min-p → draw.
+//! From logits to a token: bias → penalties → constraint → temperature → top-k → top-p → min-p → draw.
 //!
 //! Pure over [`LogitRow`]. A sampler says beforehand which logits can matter ([`Sampler::wanted`]), and draws the same from
 //! these as from all: candidates stay in the order of their ids, so a draw depends on the seed and their logits alone.
@@ -13,7 +13,13 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use bitnet_kernels::logits::{LogitRow, Others, Wanted};
 
+use crate::constraint::Constraint;
 use crate::request::SamplingParams;
+
+mod logprobs;
+
+pub use logprobs::TokenLogprobs;
+pub(crate) use logprobs::{log_likelihood, negative_log_likelihood};
 
 /// Logits that no token can be drawn from.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
@@ -29,12 +35,19 @@ pub enum SampleError {
     /// Every token is excluded.
     #[error("the model gives no token a probability above zero")]
     Nothing,
+    /// The grammar of the text gives none.
+    #[error(
+        "the grammar of the text allows no token here, or has become too complex to be followed"
+    )]
+    Grammar,
 }
 
 /// One sequence's way of drawing tokens.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
+    /// Tokens that end the text, in ascending order.
+    ends: Vec<u32>,
     rng: ChaCha8Rng,
     logits: Vec<f32>,
     candidates: Vec<Candidate>,
@@ -45,7 +58,7 @@ pub struct Sampler {
 
 /// A token, by its place in the row, with its logit, later its probability up to a common factor.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Candidate {
+pub(crate) struct Candidate {
     weight: f32,
     place: u32,
 }
@@ -54,8 +67,18 @@ impl Sampler {
     /// A sampler at the beginning of its random numbers.
     pub fn new(params: SamplingParams) -> Self {
         let rng = ChaCha8Rng::seed_from_u64(params.seed);
-        let (logits, candidates, order, sorted) = Default::default();
-        Self { params, rng, logits, candidates, order, sorted }
+        let (ends, logits, candidates, order, sorted) = Default::default();
+        Self { params, ends, rng, logits, candidates, order, sorted }
+    }
+
+    /// Draws none of `ends` before as many tokens as there have to be, nor before the text may end.
+    pub fn with_ends(mut self, ends: &[u32]) -> Self {
+        if self.params.min_tokens > 0 || self.params.constraint.is_some() {
+            self.ends = ends.to_vec();
+            self.ends.sort_unstable();
+            self.ends.dedup();
+        }
+        self
     }
 
     /// The logits that can matter to [`Self::draw`] after `tokens` and `draft`, the first `prompt_len` of which are the prompt.
@@ -68,6 +91,20 @@ impl Sampler {
         spare: &mut Vec<Vec<u32>>,
     ) -> Wanted {
         let params = &self.params;
+        if params.logprobs.is_some() {
+            return Wanted::All; // a probability is a part of all
+        }
+        if let Some(constraint) = &params.constraint {
+            let Some(few) = constraint.few(&self.ends).filter(|_| draft.is_empty()) else {
+                return Wanted::All; // what may come after a draft is not known yet
+            };
+            let mut always = spare.pop().unwrap_or_default();
+            always.clear();
+            always.extend(few);
+            always.sort_unstable();
+            always.dedup();
+            return Wanted::Some { always, others: Others::Greatest(1) };
+        }
         let others = if params.temperature == 0.0 {
             Others::Greatest(1)
         } else if params.top_k > 0 {
@@ -81,6 +118,10 @@ impl Sampler {
         };
         let mut always = spare.pop().unwrap_or_default();
         params.penalized(tokens, draft, prompt_len, &mut always);
+        always.extend(params.logit_bias.iter().map(|(id, _)| id));
+        always.extend(self.excluded((tokens.len() + draft.len()).saturating_sub(prompt_len)));
+        always.sort_unstable();
+        always.dedup();
         Wanted::Some { always, others }
     }
 
@@ -92,24 +133,77 @@ impl Sampler {
         prompt_len: usize,
     ) -> Result<u32, SampleError> {
         check(row)?;
-        let mut penalized = std::mem::take(&mut self.logits);
-        let logits = match self.params.has_penalties() {
+        let generated = tokens.len().saturating_sub(prompt_len);
+        let changes = self.params.changes_logits() || !self.excluded(generated).is_empty();
+        let mut changed = std::mem::take(&mut self.logits);
+        let logits = match changes {
             false => row.logits(),
             true => {
-                penalized.clear();
-                penalized.extend_from_slice(row.logits());
-                let Self { params, sorted, .. } = self;
-                penalize(params, row, &mut penalized, tokens, prompt_len, sorted);
-                &penalized
+                changed.clear();
+                changed.extend_from_slice(row.logits());
+                self.change(row, &mut changed, tokens, prompt_len)?;
+                &changed
             }
         };
         let place = match self.params.temperature == 0.0 {
-            true if self.params.has_penalties() => greedy(logits),
+            true if changes => greedy(logits),
             true => greatest(row),
             false => self.sample(logits),
         };
-        self.logits = penalized;
-        place.map(|place| row.id(place)).ok_or(SampleError::Nothing)
+        self.logits = changed;
+        let token = place.map(|place| row.id(place)).ok_or(SampleError::Nothing)?;
+        let is_end = self.ends.binary_search(&token).is_ok();
+        if let Some(constraint) = self.params.constraint.as_mut().filter(|_| !is_end) {
+            constraint.advance(token);
+        }
+        Ok(token)
+    }
+
+    /// Whether the text is whole by its constraint, and nothing may follow.
+    pub fn is_complete(&self) -> bool {
+        self.params.constraint.as_ref().is_some_and(Constraint::is_complete)
+    }
+
+    /// How many tokens of a draft the constraint allows, from the first on.
+    pub fn fitting(&mut self, draft: &[u32]) -> usize {
+        let constraint = self.params.constraint.as_mut();
+        constraint.map_or(draft.len(), |constraint| constraint.fitting(draft))
+    }
+
+    /// How likely `token` was by a row of all logits, if that is to be told.
+    pub fn logprobs(&mut self, row: LogitRow<'_>, token: u32) -> Option<TokenLogprobs> {
+        Some(log_likelihood(row.logits(), token, self.params.logprobs?, &mut self.candidates))
+    }
+
+    /// Tokens that must not come after so many generated ones.
+    fn excluded(&self, generated: usize) -> &[u32] {
+        if generated < self.params.min_tokens { &self.ends } else { &[] }
+    }
+
+    /// Changes `logits`, a copy of `row`'s, by bias, penalties and constraint.
+    fn change(
+        &mut self,
+        row: LogitRow<'_>,
+        logits: &mut [f32],
+        tokens: &[u32],
+        prompt_len: usize,
+    ) -> Result<(), SampleError> {
+        for &(id, bias) in &self.params.logit_bias {
+            if let Some(place) = row.place(id) {
+                logits[place] += bias;
+            }
+        }
+        for &id in self.excluded(tokens.len().saturating_sub(prompt_len)) {
+            if let Some(place) = row.place(id) {
+                logits[place] = f32::NEG_INFINITY;
+            }
+        }
+        let Self { params, sorted, ends, .. } = self;
+        penalize(params, row, logits, tokens, prompt_len, sorted);
+        match &params.constraint {
+            Some(constraint) => constraint.apply(row, logits, ends),
+            None => Ok(()),
+        }
     }
 
     /// The place of the token drawn.
@@ -141,13 +235,15 @@ impl Sampler {
 }
 
 impl SamplingParams {
-    fn has_penalties(&self) -> bool {
-        self.repetition_penalty != 1.0
+    fn changes_logits(&self) -> bool {
+        self.constraint.is_some()
+            || !self.logit_bias.is_empty()
+            || self.repetition_penalty != 1.0
             || self.presence_penalty != 0.0
             || self.frequency_penalty != 0.0
     }
 
-    /// Puts the tokens whose logits a penalty changes into `ids`, in ascending order.
+    /// Puts the tokens whose logits a penalty changes into `ids`.
     fn penalized(&self, tokens: &[u32], draft: &[u32], prompt_len: usize, ids: &mut Vec<u32>) {
         let len = tokens.len() + draft.len();
         let mut since = len;
@@ -159,8 +255,6 @@ impl SamplingParams {
         }
         ids.clear();
         ids.extend(tokens.iter().chain(draft).skip(since));
-        ids.sort_unstable();
-        ids.dedup();
     }
 }
 

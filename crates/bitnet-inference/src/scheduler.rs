@@ -16,7 +16,7 @@ use crate::block_pool::{BlockPool, Chain, PrefixStats};
 use crate::config::Limits;
 use crate::draft::StepCost;
 use crate::request::Request;
-use crate::sampler::SampleError;
+use crate::sampler::{SampleError, TokenLogprobs};
 use crate::sequence::{FinishReason, SeqId, Sequence, Task};
 use crate::step_model::{StepModel, StepSize};
 use crate::wait_queue::WaitQueue;
@@ -298,10 +298,12 @@ impl Scheduler {
             let sequence = sequence.expect("plans name running sequences");
             let len = sequence.tokens.len();
             let most = sequence.draftable(self.limits.max_seq_len).min(tokens).min(outputs);
-            let Task::Generate { drafting: Some(drafting), .. } = &mut sequence.task else {
+            let Task::Generate { drafting: Some(drafting), sampler, .. } = &mut sequence.task
+            else {
                 continue;
             };
             entry.draft = drafting.propose(&sequence.tokens, most, price);
+            entry.draft.truncate(sampler.fitting(&entry.draft));
             while sequence.pages.len() * PAGE < len + entry.draft.len() {
                 match self.pool.take() {
                     Some(page) => sequence.pages.push(page),
@@ -446,13 +448,13 @@ impl Scheduler {
     }
 
     /// Books a step that has been computed. `drawn` has an element for each entry: how many tokens were drawn. `tell` is
-    /// called for each entry with its sequence's new tokens, and with how the sequence ended if it did; then the scheduler
-    /// has forgotten it.
+    /// called for each entry with its sequence's new tokens, with how likely each was if that is wanted, and with how the
+    /// sequence ended if it did; then the scheduler has forgotten it.
     pub fn commit(
         &mut self,
         plan: &Plan,
         drawn: &[usize],
-        mut tell: impl FnMut(SeqId, &[u32], Option<Finished>),
+        mut tell: impl FnMut(SeqId, &[u32], Vec<TokenLogprobs>, Option<Finished>),
     ) {
         let limit = self.limits.max_seq_len;
         for (entry, &drawn) in plan.entries.iter().zip(drawn) {
@@ -461,7 +463,8 @@ impl Scheduler {
             let finished = self.running[index].advance(entry, drawn, limit);
             self.file(index);
             let (sequence, over) = (&mut self.running[index], finished.is_some());
-            tell(entry.id, &sequence.tokens[sequence.told..], finished);
+            let logprobs = std::mem::take(&mut sequence.logprobs);
+            tell(entry.id, &sequence.tokens[sequence.told..], logprobs, finished);
             sequence.told = sequence.tokens.len();
             if let Some(more @ 1..) = sequence.used().checked_sub(sequence.paid) {
                 sequence.paid += more;

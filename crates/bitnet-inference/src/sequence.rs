@@ -9,7 +9,7 @@ use crate::block_pool::Chain;
 use crate::draft::Drafting;
 use crate::options::{Queue, RequestOptions};
 use crate::request::{DraftStrategy, Request, Work};
-use crate::sampler::{SampleError, Sampler};
+use crate::sampler::{SampleError, Sampler, TokenLogprobs};
 use crate::scheduler::{Entry, Finished};
 use crate::wait_queue::Rank;
 
@@ -42,6 +42,8 @@ pub enum Stop {
     Token(u32),
     /// This text, one of those asked for.
     Text(String),
+    /// It is whole by its grammar, and nothing may follow.
+    Complete,
 }
 
 impl std::fmt::Display for FinishReason {
@@ -49,6 +51,7 @@ impl std::fmt::Display for FinishReason {
         match self {
             Self::Stop(Stop::Token(id)) => write!(f, "stop (token {id})"),
             Self::Stop(Stop::Text(text)) => write!(f, "stop (text {text:?})"),
+            Self::Stop(Stop::Complete) => f.write_str("stop (complete)"),
             Self::Length => f.write_str("length"),
             Self::Context => f.write_str("context"),
             Self::Deadline => f.write_str("deadline"),
@@ -74,6 +77,8 @@ pub struct Sequence {
     pub(crate) prompt_len: usize,
     /// Prompt and answer.
     pub(crate) tokens: Vec<u32>,
+    /// How likely those of them were that have been drawn and not told, if that is wanted.
+    pub(crate) logprobs: Vec<TokenLogprobs>,
     /// How many of `tokens` have their keys and values in the cache.
     pub(crate) computed: usize,
     /// The pages of `tokens`, in order; none while it waits.
@@ -95,11 +100,18 @@ pub(crate) enum Task {
         drafting: Option<Drafting>,
     },
     /// Rows of logits that are wanted: of tokens from `next` on.
-    Rows {
-        next: usize,
-        /// Only the logit of the token that follows, so that the last row is not wanted.
-        score: bool,
-    },
+    Rows { next: usize, kind: Rows },
+}
+
+/// What is wanted of rows of logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// All logits.
+    Logits,
+    /// How likely the token was that follows.
+    Score,
+    /// The same, and that of so many of the likeliest tokens.
+    Logprobs(usize),
 }
 
 impl Sequence {
@@ -109,12 +121,15 @@ impl Sequence {
         let task = match request.work {
             Work::Generate { sampling, max_new_tokens, stop_ids } => Task::Generate {
                 drafting: (sampling.draft == DraftStrategy::Ngram).then(Drafting::new),
-                sampler: Box::new(Sampler::new(sampling)),
+                sampler: Box::new(Sampler::new(sampling).with_ends(&stop_ids)),
                 max_new_tokens,
                 stop_ids,
             },
-            Work::Score { from } => Task::Rows { next: from.saturating_sub(1), score: true },
-            Work::Logits { from } => Task::Rows { next: from, score: false },
+            Work::Score { from } => Task::Rows { next: from.saturating_sub(1), kind: Rows::Score },
+            Work::Logprobs { from, top } => {
+                Task::Rows { next: from.saturating_sub(1), kind: Rows::Logprobs(top) }
+            }
+            Work::Logits { from } => Task::Rows { next: from, kind: Rows::Logits },
         };
         Self {
             id,
@@ -127,6 +142,7 @@ impl Sequence {
             told: request.ids.len(),
             prompt_len: request.ids.len(),
             tokens: request.ids,
+            logprobs: Vec::new(),
             computed: 0,
             pages: Vec::new(),
             filed: Default::default(),
@@ -145,7 +161,9 @@ impl Sequence {
 
     /// Tokens whose keys and values are wanted: all, but the last of a text to be scored predicts nothing.
     pub(crate) fn wanted(&self) -> usize {
-        self.tokens.len() - usize::from(matches!(self.task, Task::Rows { score: true, .. }))
+        let leaves_last = |kind| matches!(kind, Rows::Score | Rows::Logprobs(_));
+        let left = matches!(self.task, Task::Rows { kind, .. } if leaves_last(kind));
+        self.tokens.len() - usize::from(left)
     }
 
     /// Tokens still to compute.
@@ -253,6 +271,7 @@ impl Sequence {
                 unreachable!("only generations draw tokens")
             };
             let token = sampler.draw(row, &self.tokens, self.prompt_len)?;
+            self.logprobs.extend(sampler.logprobs(row, token));
             self.tokens.push(token);
             drawn += 1;
             if entry.draft.get(drawn - 1) != Some(&token) || self.is_over(max_seq_len).is_some() {
@@ -264,11 +283,14 @@ impl Sequence {
 
     /// How the last token ends the sequence, if it does.
     fn is_over(&self, max_seq_len: usize) -> Option<FinishReason> {
-        let Task::Generate { max_new_tokens, stop_ids, .. } = &self.task else { return None };
+        let Task::Generate { max_new_tokens, stop_ids, sampler, .. } = &self.task else {
+            return None;
+        };
         match self.tokens.last() {
             Some(token) if stop_ids.contains(token) => {
                 Some(FinishReason::Stop(Stop::Token(*token)))
             }
+            _ if sampler.is_complete() => Some(FinishReason::Stop(Stop::Complete)),
             _ if self.tokens.len() - self.prompt_len >= *max_new_tokens => {
                 Some(FinishReason::Length)
             }

@@ -10,6 +10,7 @@ use futures_core::Stream;
 
 use crate::engine::Event;
 use crate::error::EngineError;
+use crate::sampler::TokenLogprobs;
 use crate::sequence::{FinishReason, Stop};
 use crate::sync::channel::Receiver;
 
@@ -18,13 +19,16 @@ mod stop;
 pub use stop::StopFilter;
 
 /// A part of a generation: what one token brought.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Piece {
     /// Text that is now certain. Empty while a character is incomplete or a stop text may have begun; never a part of a
     /// character.
     pub text: String,
     /// The token, or none at the end, when text that was held back comes out.
     pub ids: Vec<u32>,
+    /// How likely each of `ids` was, if [`GenerationConfig::logprobs`](crate::GenerationConfig::logprobs) asks for that, else
+    /// nothing.
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
 /// A generation as a whole.
@@ -34,7 +38,10 @@ pub struct Output {
     pub prompt_ids: Vec<u32>,
     /// The tokens generated, the one that ended the text included.
     pub ids: Vec<u32>,
-    /// Their text, without control tokens and up to the stop text.
+    /// How likely each of them was, if [`GenerationConfig::logprobs`](crate::GenerationConfig::logprobs) asks for that, else
+    /// nothing.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// Their text, without control tokens and up to the stop text or token.
     pub text: String,
     /// Why it ended.
     pub finish_reason: FinishReason,
@@ -96,8 +103,11 @@ pub struct Generation {
     /// None when the text is complete.
     decoder: Option<IncrementalDecoder>,
     stop: StopFilter,
+    /// Tokens that end the text and are not a part of it.
+    stop_ids: Vec<u32>,
     prompt_ids: Vec<u32>,
     ids: Vec<u32>,
+    logprobs: Vec<TokenLogprobs>,
     text: String,
     finish_reason: Option<FinishReason>,
     failed: bool,
@@ -121,8 +131,10 @@ impl Generation {
             events: Box::pin(events),
             decoder: Some(decoder),
             stop: StopFilter::new(stop),
+            stop_ids: Vec::new(),
             prompt_ids,
             ids: Vec::new(),
+            logprobs: Vec::new(),
             text: String::new(),
             finish_reason: None,
             failed: false,
@@ -132,6 +144,11 @@ impl Generation {
             first: None,
             last: None,
         }
+    }
+
+    /// Leaves the text of these tokens out, the ones that end it.
+    pub fn with_stop_ids(self, stop_ids: Vec<u32>) -> Self {
+        Self { stop_ids, ..self }
     }
 
     /// Waits for the next piece; none after the end.
@@ -158,6 +175,7 @@ impl Generation {
         Some(Output {
             prompt_ids: self.prompt_ids.clone(),
             ids: self.ids.clone(),
+            logprobs: self.logprobs.clone(),
             text: self.text.clone(),
             finish_reason,
             timings: self.timings(),
@@ -190,28 +208,32 @@ impl Generation {
                 (self.started, self.cached) = (Some(at), cached);
                 None
             }
-            Some(Event::Token { id, at }) => Some(Ok(self.token(id, at))),
+            Some(Event::Token { id, at, logprobs }) => {
+                Some(Ok(self.token(id, at, logprobs.map(|logprobs| *logprobs))))
+            }
             Some(Event::Finished(reason)) => {
                 let piece = self.end(reason);
                 (!piece.text.is_empty()).then_some(Ok(piece))
             }
             Some(Event::Failed(error)) => self.fail(error),
-            Some(Event::Rows(_) | Event::AllRows) => None, // a generation has none
+            Some(Event::Rows(_) | Event::Logprobs(_) | Event::AllRows) => None, // a generation has none
             None => self.fail(EngineError::Stopped),
         }
     }
 
-    fn token(&mut self, id: u32, at: Instant) -> Piece {
+    fn token(&mut self, id: u32, at: Instant, logprobs: Option<TokenLogprobs>) -> Piece {
         self.first.get_or_insert(at);
         self.last = Some(at);
         self.ids.push(id);
-        let decoded = self.decoder.as_mut().map(|decoder| decoder.push(id)).unwrap_or_default();
+        self.logprobs.extend(logprobs.clone());
+        let decoder = self.decoder.as_mut().filter(|_| !self.stop_ids.contains(&id));
+        let decoded = decoder.map(|decoder| decoder.push(id)).unwrap_or_default();
         let (text, stop) = self.stop.push(&decoded);
         self.text.push_str(&text);
         if let Some(stop) = stop {
             self.finish(FinishReason::Stop(Stop::Text(stop)));
         }
-        Piece { text, ids: vec![id] }
+        Piece { text, ids: vec![id], logprobs: logprobs.into_iter().collect() }
     }
 
     /// Lets out what was held back.
@@ -225,7 +247,7 @@ impl Generation {
         text.push_str(&self.stop.finish());
         self.text.push_str(&text);
         self.finish(reason);
-        Piece { text, ids: Vec::new() }
+        Piece { text, ..Piece::default() }
     }
 
     fn finish(&mut self, reason: FinishReason) {

@@ -117,6 +117,7 @@ impl<S> Portions<S> {
         }
         self.gathered.text.push_str(&piece.text);
         self.gathered.ids.extend(piece.ids);
+        self.gathered.logprobs.extend(piece.logprobs);
     }
 
     /// What is gathered, if that is anything.
@@ -183,6 +184,7 @@ mod tests {
     use futures_lite::{StreamExt, future::block_on};
 
     use super::*;
+    use crate::sampler::TokenLogprobs;
 
     const CONFIG: StreamingConfig = StreamingConfig {
         buffer_size: 4,
@@ -202,7 +204,9 @@ mod tests {
 
     fn send(sender: &Sender<Item>, tokens: std::ops::Range<u32>) {
         for id in tokens {
-            sender.send_blocking(Ok(Piece { text: format!("{id} "), ids: vec![id] })).unwrap();
+            let logprobs = vec![TokenLogprobs { id, ..Default::default() }];
+            let piece = Piece { text: format!("{id} "), ids: vec![id], logprobs };
+            sender.send_blocking(Ok(piece)).unwrap();
         }
     }
 
@@ -217,6 +221,7 @@ mod tests {
         drop(sender);
         let next = |portions: &mut Portions<_>| block_on(portions.next());
         let first = next(&mut portions).unwrap().unwrap();
+        assert_eq!(first.logprobs.iter().map(|l| l.id).collect::<Vec<_>>(), first.ids);
         assert_eq!((first.text.as_str(), first.ids), ("0 1 2 3 ", vec![0, 1, 2, 3]));
         assert_eq!(ids(next(&mut portions)), [4, 5, 6, 7]);
         assert_eq!(ids(next(&mut portions)), [8, 9]);

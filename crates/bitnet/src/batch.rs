@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bitnet_inference::{EngineError, GenerationConfig, Output, RequestOptions};
+use bitnet_inference::{EngineError, GenerationConfig, Output, RequestOptions, ResponseFormat};
 use futures_core::Stream;
 
 use crate::error::{Error, invalid};
@@ -207,7 +207,14 @@ impl Work<'_> {
             && let Some(Item { index, prompt, ids }) = self.waiting.pop_front()
         {
             let options = RequestOptions::default();
-            match self.model.start(&prompt, ids.clone(), self.config, options, None) {
+            match self.model.start(
+                &prompt,
+                ids.clone(),
+                self.config,
+                options,
+                None,
+                &ResponseFormat::Text,
+            ) {
                 Ok(stream) => self.running.push((index, stream)),
                 // There will be room when one of these is done.
                 Err(Error::Engine(

@@ -280,7 +280,7 @@ impl ModelBuilder {
             "model loaded"
         );
         let weights = Weights { model, asked: self.config.clone() };
-        Ok(BitNetModel::new(weights, handle, Arc::new(tokenizer), info, observed))
+        Ok(BitNetModel::new(weights, handle, Arc::new(tokenizer), Arc::default(), info, observed))
     }
 
     /// The model on this backend, with the weights that are kept or with others, which are kept from now on.

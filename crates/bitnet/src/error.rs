@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bitnet_inference::{EngineError, InvalidConfig};
+use bitnet_inference::{EngineError, FormatError, InvalidConfig};
 use bitnet_kernels::cpu::isa::IsaError;
 use bitnet_kernels::cpu::placement::PlacementError;
 use bitnet_kernels::device::DeviceError;
@@ -53,6 +53,9 @@ pub enum Error {
     /// A setting has a value that it cannot have.
     #[error(transparent)]
     Config(#[from] InvalidConfig),
+    /// An answer cannot have the form that is asked for.
+    #[error(transparent)]
+    Format(#[from] FormatError),
     /// A request was refused or broke off.
     #[error(transparent)]
     Engine(EngineError),
@@ -117,6 +120,7 @@ impl Error {
             }
             Self::Device(_) => Some("use `auto` or `cpu`".into()),
             Self::Simd(error) => Some(error.help()),
+            Self::Format(error) => error.help().map(str::to_owned),
             Self::Engine(error) => error.help(),
             Self::Threads { .. } => {
                 Some("ask for fewer threads, or let the system place them".into())

@@ -28,6 +28,7 @@ mod default_model;
 mod dynamic_batch;
 mod error;
 mod fingerprint;
+mod grammars;
 mod info;
 mod kv_config;
 mod lock;
@@ -45,9 +46,9 @@ mod stream;
 pub use batch::{BatchConfig, BatchOutput, PaddingStrategy};
 pub use bitnet_inference::config::Limits;
 pub use bitnet_inference::{
-    DraftStrategy, EngineError, EngineStats, EvictionStrategy, FinishReason, GenerationConfig,
-    InferenceConfig, InvalidConfig, Output, Piece, Queue, RequestOptions, SamplingStrategy, Stop,
-    StreamingConfig, Timings,
+    DraftStrategy, EngineError, EngineStats, EvictionStrategy, FinishReason, FormatError,
+    GenerationConfig, InferenceConfig, InvalidConfig, Output, Piece, Queue, RequestOptions,
+    ResponseFormat, SamplingStrategy, Stop, StreamingConfig, Timings, TokenLogprobs,
 };
 pub use bitnet_kernels::cpu::isa::{Isa, IsaError};
 pub use bitnet_kernels::cpu::level::{CpuFeatures, SimdLevel};

@@ -6,9 +6,12 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bitnet_inference::config::Limits;
+use bitnet_inference::engine::Event;
+use bitnet_inference::handle::check_ids;
 use bitnet_inference::{
-    EngineHandle, EngineStats, Generation, GenerationConfig, InferenceConfig, Observer, Output,
-    Request, RequestOptions, StreamingConfig, Work, spawn_observed,
+    EngineError, EngineHandle, EngineStats, Generation, GenerationConfig, InferenceConfig,
+    Observer, Output, Request, RequestOptions, ResponseFormat, StreamingConfig, TokenLogprobs,
+    Work, spawn_observed,
 };
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::packing::PackingChoice;
@@ -21,6 +24,7 @@ use bitnet_model::tokenizer::Tokenizer;
 use crate::builder::ModelBuilder;
 use crate::config::ModelConfig;
 use crate::error::Error;
+use crate::grammars::Grammars;
 use crate::info::ModelInfo;
 use crate::metrics::MetricsCollector;
 use crate::metrics::recorder::{Fan, Windows};
@@ -54,6 +58,7 @@ pub(crate) struct Inner {
     tokenizer: Arc<Tokenizer>,
     info: ModelInfo,
     stop_ids: Vec<u32>,
+    grammars: Arc<Grammars>,
     head: Option<Arc<HeadRecord>>,
     /// Held also so that figures are served as long as there is the model.
     observed: Observed,
@@ -125,6 +130,7 @@ impl BitNetModel {
         weights: Weights,
         engine: EngineHandle,
         tokenizer: Arc<Tokenizer>,
+        grammars: Arc<Grammars>,
         info: ModelInfo,
         observed: Observed,
     ) -> Self {
@@ -137,7 +143,8 @@ impl BitNetModel {
         let id = LOADED.fetch_add(1, Ordering::Relaxed);
         let Observed { fan, metrics } = &observed;
         let watched = metrics.clone().zip(fan.recorder.clone());
-        let inner = Inner { id, weights, engine, tokenizer, info, stop_ids, head, observed };
+        let inner =
+            Inner { id, weights, engine, tokenizer, grammars, info, stop_ids, head, observed };
         let model = Self(Arc::new(inner));
         if let Some((metrics, recorder)) = watched {
             metrics.watch(Arc::downgrade(&model.0), recorder);
@@ -181,7 +188,7 @@ impl BitNetModel {
     /// If the system refuses threads, or the limits do not suit the model.
     pub fn replica(&self, threads: usize, inference: InferenceConfig) -> Result<Self, Error> {
         let begin = Instant::now();
-        let Inner { weights: Weights { model, asked }, tokenizer, info, .. } = &*self.0;
+        let Inner { weights: Weights { model, asked }, tokenizer, grammars, info, .. } = &*self.0;
         let asked = ModelConfig { threads, threads_batch: 0, ..asked.clone() };
         let plan = asked.thread_plan()?;
         let threads = plan.threads();
@@ -199,7 +206,8 @@ impl BitNetModel {
             load_time: begin.elapsed(),
             ..info.clone()
         };
-        Ok(Self::new(Weights { model, asked }, engine, Arc::clone(tokenizer), info, observed))
+        let (weights, tokenizer) = (Weights { model, asked }, Arc::clone(tokenizer));
+        Ok(Self::new(weights, engine, tokenizer, Arc::clone(grammars), info, observed))
     }
 
     /// Continues a text, tokens or a conversation. Works on any async runtime; dropping the future ends the work.
@@ -276,7 +284,7 @@ impl BitNetModel {
     ) -> Result<GenerationStream, Error> {
         let prompt = prompt.into();
         let ids = self.encode(&prompt)?;
-        self.start(&prompt, ids, config, options, None)
+        self.start(&prompt, ids, config, options, None, &ResponseFormat::Text)
     }
 
     /// [`generate_stream_with`](Self::generate_stream_with) of a prompt whose tokens are known already, from
@@ -285,13 +293,13 @@ impl BitNetModel {
     /// ```
     /// # #[cfg(feature = "demo-model")] futures_lite::future::block_on(async {
     /// # let model = bitnet::BitNetModel::demo().await?;
-    /// use bitnet::{GenerationConfig, Prompt, RequestOptions};
+    /// use bitnet::{GenerationConfig, Prompt, RequestOptions, ResponseFormat};
     ///
-    /// let prompt = Prompt::from("Once upon a time");
+    /// let (prompt, options) = (Prompt::from("Once upon a time"), RequestOptions::default());
     /// let ids = model.encode(&prompt)?;
     /// let max_new_tokens = (model.info().context_length - ids.len()).min(8);
     /// let config = GenerationConfig { max_new_tokens, ..Default::default() };
-    /// let answer = model.generate_stream_encoded(&prompt, ids, &config, RequestOptions::default())?;
+    /// let answer = model.generate_stream_encoded(&prompt, ids, &config, options, &ResponseFormat::Text)?;
     /// assert_eq!(answer.finish().await?.text, ", there was a little girl named Lily");
     /// # Ok::<(), bitnet::Error>(()) }).unwrap();
     /// ```
@@ -301,8 +309,9 @@ impl BitNetModel {
         ids: Vec<u32>,
         config: &GenerationConfig,
         options: RequestOptions,
+        format: &ResponseFormat,
     ) -> Result<GenerationStream, Error> {
-        self.start(prompt, ids, config, options, None)
+        self.start(prompt, ids, config, options, None, format)
     }
 
     /// [`generate_stream`](Self::generate_stream) with pieces in the portions, and within the times, that are wanted.
@@ -340,7 +349,8 @@ impl BitNetModel {
     ) -> Result<GenerationStream, Error> {
         let prompt = prompt.into();
         let ids = self.encode(&prompt)?;
-        self.start(&prompt, ids, config, RequestOptions::default(), Some(streaming))
+        let options = RequestOptions::default();
+        self.start(&prompt, ids, config, options, Some(streaming), &ResponseFormat::Text)
     }
 
     /// Sends a prompt, whose tokens are `ids`, to the engine.
@@ -351,9 +361,10 @@ impl BitNetModel {
         config: &GenerationConfig,
         options: RequestOptions,
         streaming: Option<StreamingConfig>,
+        format: &ResponseFormat,
     ) -> Result<GenerationStream, Error> {
         let submitted = Instant::now();
-        let sampling = config.sampling()?;
+        let mut sampling = config.sampling()?;
         let options = match &streaming {
             Some(streaming) => {
                 streaming.check()?;
@@ -361,16 +372,63 @@ impl BitNetModel {
             }
             None => options,
         };
-        let stop_ids = match config.ignore_eos {
-            true => Vec::new(),
-            false => self.0.stop_ids.clone(),
-        };
+        let own_stops = config.stop_token_ids.iter().copied();
+        check_ids("stop_token_ids", own_stops, self.config().vocab_size)?;
+        let mut stop_ids = config.stop_token_ids.clone();
+        if !config.ignore_eos {
+            stop_ids.extend(&self.0.stop_ids);
+        }
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
+        let mut decoder = prompt.decoder(&self.0.tokenizer);
+        if let Some(constraint) = self.0.grammars.read(format, &self.0.tokenizer)? {
+            sampling = sampling.constrained(constraint);
+            decoder = decoder.continuing(); // what is allowed is all of the text
+        }
         let max_new_tokens = config.max_new_tokens;
-        let work = Work::Generate { sampling, max_new_tokens, stop_ids };
+        let work = Work::Generate { sampling, max_new_tokens, stop_ids: stop_ids.clone() };
         let events = self.0.engine.submit(Request { ids: ids.clone(), work, options })?;
-        let decoder = prompt.decoder(&self.0.tokenizer);
-        let stop = config.stop.clone();
-        GenerationStream::new(Generation::new(events, decoder, stop, ids, submitted), streaming)
+        let generation = Generation::new(events, decoder, config.stop.clone(), ids, submitted);
+        GenerationStream::new(generation.with_stop_ids(stop_ids), streaming)
+    }
+
+    /// How likely each of the tokens was after those before it, from the second one on, by the model itself, with the `top` most
+    /// likely ones beside it, 20 at most. Dropping the future ends the work.
+    ///
+    /// ```
+    /// # #[cfg(feature = "demo-model")] futures_lite::future::block_on(async {
+    /// # let model = bitnet::BitNetModel::demo().await?;
+    /// let ids = model.encode(&"Once upon a time".into())?;
+    /// let logprobs = model.prompt_logprobs(&ids, 1, Default::default()).await?;
+    /// assert_eq!(logprobs.len(), ids.len() - 1);
+    /// assert_eq!((logprobs[2].id, logprobs[2].top[0].0), (ids[3], ids[3])); // whatever comes after `Once upon`
+    /// # Ok::<(), bitnet::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// If there is no token, one that the model does not have, or more than its context has room for; if too many requests wait.
+    pub async fn prompt_logprobs(
+        &self,
+        ids: &[u32],
+        top: usize,
+        options: RequestOptions,
+    ) -> Result<Vec<TokenLogprobs>, Error> {
+        if ids.len() == 1 {
+            check_ids("ids", ids.iter().copied(), self.config().vocab_size)?;
+            return Ok(Vec::new()); // there is no second one
+        }
+        let request = Request { ids: ids.to_vec(), work: Work::Logprobs { from: 1, top }, options };
+        let events = self.0.engine.submit(request)?;
+        let mut all = Vec::new();
+        loop {
+            match events.recv().await {
+                Ok(Event::Logprobs(some)) => all.extend(some),
+                Ok(Event::AllRows) => return Ok(all),
+                Ok(Event::Failed(error)) => return Err(error.into()),
+                Ok(_) => {}
+                Err(_) => return Err(EngineError::Stopped.into()),
+            }
+        }
     }
 
     /// The tokens of a prompt, as [`generate`](Self::generate) would continue them.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
-use bitnet_inference::{FinishReason, GenerationConfig, Output, RequestOptions};
+use bitnet_inference::{FinishReason, GenerationConfig, Output, RequestOptions, ResponseFormat};
 
 use crate::error::Error;
 use crate::model::BitNetModel;
@@ -276,8 +276,8 @@ impl BitNetModel {
         let chat = matches!(prompt, Prompt::Chat(_));
         let key = Key { model: self.id(), ids, chat, config: format!("{config:?}") };
         let compute = async |ids: Vec<u32>| {
-            let options = RequestOptions::default();
-            self.start(&prompt, ids, config, options, None)?.finish().await.map(Arc::new)
+            let (options, format) = (RequestOptions::default(), ResponseFormat::Text);
+            self.start(&prompt, ids, config, options, None, &format)?.finish().await.map(Arc::new)
         };
         if !cache.keeps(config) {
             return Ok(CachedOutput { output: compute(key.ids).await?, cached: false });

@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use bitnet_inference::{GenerationConfig, Output, Queue, RequestOptions, StreamingConfig};
+use bitnet_inference::{
+    GenerationConfig, Output, Queue, RequestOptions, ResponseFormat, StreamingConfig,
+};
 
 use crate::default_model::default_model;
 use crate::error::{Error, invalid};
@@ -56,13 +58,15 @@ pub struct InferenceRequest {
     queue: Option<Arc<str>>,
     options: RequestOptions,
     streaming: Option<StreamingConfig>,
+    format: ResponseFormat,
 }
 
 impl InferenceRequest {
     /// A request that is served as any other.
     pub fn new(prompt: impl Into<Prompt>, config: GenerationConfig) -> Self {
-        let (prompt, options) = (prompt.into(), RequestOptions::default());
-        Self { prompt, config, queue: None, options, streaming: None }
+        let (prompt, options, format) =
+            (prompt.into(), RequestOptions::default(), ResponseFormat::Text);
+        Self { prompt, config, queue: None, options, streaming: None, format }
     }
 
     /// Puts it into the queue of this name, one of those of the [`RequestScheduler`] that it is sent through.
@@ -78,6 +82,28 @@ impl InferenceRequest {
     /// When the answer is of no more use; see [`RequestOptions::deadline`].
     pub fn with_deadline(self, deadline: Instant) -> Self {
         Self { options: RequestOptions { deadline: Some(deadline), ..self.options }, ..self }
+    }
+
+    /// What form the answer has. The grammar is read when the request is sent, on the thread that sends it, which takes
+    /// milliseconds, or seconds for one that goes to the limits; the model keeps those read last.
+    ///
+    /// ```
+    /// # #[cfg(all(feature = "demo-model", feature = "grammar"))] {
+    /// use bitnet::{BitNetModel, GenerationConfig, InferenceRequest, ResponseFormat};
+    ///
+    /// let model = BitNetModel::demo().load()?;
+    /// let schema = r#"{"type": "object", "properties": {"age": {"type": "integer", "maximum": 99, "minimum": 10}},
+    ///     "required": ["age"], "additionalProperties": false}"#;
+    /// let request = InferenceRequest::new("Tom said:", GenerationConfig::default())
+    ///     .with_format(ResponseFormat::JsonSchema(schema.into()));
+    /// let output = futures_lite::future::block_on(model.submit(request)?.finish())?;
+    /// # let output = output.text.split_whitespace().collect::<String>();
+    /// assert_eq!(output.len(), r#"{"age":10}"#.len());
+    /// # }
+    /// # Ok::<(), bitnet::Error>(())
+    /// ```
+    pub fn with_format(self, format: ResponseFormat) -> Self {
+        Self { format, ..self }
     }
 
     /// How its pieces are handed out. Decides on [`RequestOptions::max_retries`] and [`RequestOptions::detached`].
@@ -101,8 +127,8 @@ impl BitNetModel {
     }
 
     fn send(&self, request: InferenceRequest, ids: Vec<u32>) -> Result<GenerationStream, Error> {
-        let InferenceRequest { prompt, config, options, streaming, .. } = request;
-        self.start(&prompt, ids, &config, options, streaming)
+        let InferenceRequest { prompt, config, options, streaming, format, .. } = request;
+        self.start(&prompt, ids, &config, options, streaming, &format)
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use bitnet::{GenerationConfig, Message, Output, Prompt, Role};
+use bitnet::{GenerationConfig, InferenceRequest, Message, Output, Prompt, ResponseFormat, Role};
 
 use crate::args::{ModelArgs, SamplingArgs};
 use crate::console::Console;
@@ -46,6 +46,9 @@ pub struct InferenceArgs {
     conversation: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[cfg(feature = "grammar")]
+    #[command(flatten)]
+    format: crate::format_args::FormatArgs,
     /// Print one JSON object with ids, text, finish reason and timings instead of the text; `model_hash` is sha256: with the hash
     /// of the model's files, or, above 64 MiB, sampled: with one of their lengths and 64 places of 64 KiB
     #[arg(long, help_heading = "Output")]
@@ -67,7 +70,7 @@ pub fn run(args: InferenceArgs, console: &Console) -> Result<()> {
     if let Some(file) = &args.logits {
         output_file::check(file)?;
     }
-    let prompt = args.prompt()?;
+    let (prompt, format) = (args.prompt()?, args.format()?);
     let loaded = load::load(&args.model, console)?;
     if let Some(file) = &args.logits {
         write_logits(&loaded, &prompt, file, console)?;
@@ -77,7 +80,8 @@ pub fn run(args: InferenceArgs, console: &Console) -> Result<()> {
     }
     let mut config = args.sampling.config();
     config.seed.get_or_insert_with(random_seed);
-    generate(&args, &loaded, prompt, &config, console)
+    let request = InferenceRequest::new(prompt.clone(), config.clone()).with_format(format);
+    generate(&args, &loaded, &prompt, request, &config, console)
 }
 
 impl InferenceArgs {
@@ -118,6 +122,8 @@ impl InferenceArgs {
     /// A conversation has many answers and reads its turns from stdin.
     fn check_conversation(&self) -> Result<(), Failure> {
         let wrong = [
+            #[cfg(feature = "grammar")]
+            ("a form of the answer", self.format.is_given(), "it describes one answer"),
             ("--json", self.json, "it describes one answer, and a conversation has many"),
             (
                 "--logits",
@@ -139,6 +145,16 @@ impl InferenceArgs {
             }
             None => Ok(()),
         }
+    }
+
+    #[cfg(feature = "grammar")]
+    fn format(&self) -> Result<ResponseFormat> {
+        self.format.format()
+    }
+
+    #[cfg(not(feature = "grammar"))]
+    fn format(&self) -> Result<ResponseFormat> {
+        Ok(ResponseFormat::Text)
     }
 
     fn prompt(&self) -> Result<Prompt> {
@@ -193,15 +209,16 @@ fn write_logits(
 fn generate(
     args: &InferenceArgs,
     loaded: &Loaded,
-    prompt: Prompt,
+    prompt: &Prompt,
+    request: InferenceRequest,
     config: &GenerationConfig,
     console: &Console,
 ) -> Result<()> {
     let watch = Watch::start();
-    if let (Prompt::Text(text), false) = (&prompt, args.json) {
+    let mut stream = Box::pin(loaded.model.submit(request)?);
+    if let (Prompt::Text(text), false) = (prompt, args.json) {
         console.beginning(text);
     }
-    let mut stream = Box::pin(loaded.model.generate_stream(prompt, config)?);
     let mut stdout = io::stdout().lock();
     let mut last = None;
     let interrupted = loop {

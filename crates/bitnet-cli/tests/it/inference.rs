@@ -288,3 +288,32 @@ fn an_end_that_was_asked_for_is_told_with_the_timings() {
     assert!(end.stderr.contains("stopped before the text \".\""), "{}", end.stderr);
     assert_eq!(run([&args[..], &["-q"]].concat()).stderr, "");
 }
+
+#[cfg(feature = "grammar")]
+#[test]
+fn an_answer_has_the_form_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let schema = file(
+        "schema.json",
+        r#"{"type": "array", "items": {"const": 7}, "minItems": 2, "maxItems": 2}"#,
+    );
+    let grammar = file("list.lark", "start: WORD (\", \" WORD){2}\nWORD: \"a\" | \"b\"\n");
+    let answer = |flag: &str, value: &str| {
+        run(["run", "-p", "Tom said", "-n", "60", "-q", "--seed", "1", flag, value]).text()
+    };
+    let json: serde_json::Value = serde_json::from_str(&answer("--json-schema", &schema)).unwrap();
+    assert_eq!(json, serde_json::json!([7, 7]));
+    let text = answer("--regex", "-?[0-9]{4}");
+    assert_eq!(text.trim_start_matches('-').trim().len(), 4, "{text}");
+    let text = answer("--grammar", &grammar);
+    assert!(text.trim().split(", ").all(|word| ["a", "b"].contains(&word)), "{text}");
+    let bad = run(["run", "-p", "x", "--regex", "a("]);
+    assert!(bad.stderr.contains("the regular expression cannot be used"), "{}", bad.stderr);
+    let two = run(["run", "-p", "x", "--regex", "a", "--json-object"]);
+    assert!(two.stderr.contains("cannot be used with"), "{}", two.stderr);
+}

@@ -1,6 +1,7 @@
 use bitnet_kernels::scalar::head::peak;
 
 use super::*;
+use crate::constraint::tests::Counting;
 use crate::request::{GenerationConfig, SamplingStrategy};
 
 fn sampler(config: GenerationConfig) -> Sampler {
@@ -193,6 +194,109 @@ fn presence_and_frequency_penalties_count_the_answer_only() {
     assert_eq!(draw(2.0, 2.0, 3), Ok(0)); // the prompt's tokens do not count
 }
 
+fn biased(bias: &[(u32, f32)]) -> GenerationConfig {
+    GenerationConfig { logit_bias: bias.iter().copied().collect(), ..Default::default() }
+}
+
+#[test]
+fn a_bias_is_added_before_penalties() {
+    let draw = |config, tokens: &[u32]| {
+        sampler(config).draw(LogitRow::All(&[5.0, 4.0, 3.0]), tokens, 0).unwrap()
+    };
+    assert_eq!(draw(biased(&[(1, 0.9)]), &[]), 0);
+    assert_eq!(draw(biased(&[(1, 1.1), (99, 100.0)]), &[]), 1);
+    assert_eq!(draw(biased(&[(0, -100.0), (1, -2.0)]), &[]), 2);
+    let both = GenerationConfig { repetition_penalty: 2.0, ..biased(&[(0, 3.5)]) };
+    assert_eq!(draw(both, &[0]), 0); // 8.5 / 2 > 4; 5 / 2 + 3.5 would be, too, but
+    let both = GenerationConfig { repetition_penalty: 2.0, ..biased(&[(0, 2.5)]) };
+    assert_eq!(draw(both, &[0]), 1); // 7.5 / 2 < 4 < 5 / 2 + 2.5
+}
+
+#[test]
+fn a_bias_changes_probabilities_by_its_exponential() {
+    let config =
+        GenerationConfig { temperature: 1.0, ..biased(&[(1, -2f32.ln()), (6, 4f32.ln())]) };
+    check(config, &WEIGHTS, &[1.0, 15.0, 4.0, 16.0, 2.0, 16.0, 2.0, 8.0]);
+}
+
+#[test]
+fn no_token_that_ends_the_text_is_drawn_before_the_least_number() {
+    let config = GenerationConfig { min_tokens: 2, ..Default::default() };
+    let draw = |tokens: &[u32]| {
+        let mut sampler = sampler(config.clone()).with_ends(&[3, 0, 3]);
+        sampler.draw(LogitRow::All(&[5.0, 4.0, 3.0, 6.0]), tokens, 1).unwrap()
+    };
+    assert_eq!([draw(&[9]), draw(&[9, 1]), draw(&[9, 1, 1])], [1, 1, 3]);
+}
+
+#[test]
+fn logprobs_are_those_before_all_changes() {
+    let config = GenerationConfig {
+        logprobs: Some(2),
+        temperature: 3.0,
+        presence_penalty: 2.0,
+        seed: Some(1),
+        ..biased(&[(0, -100.0)])
+    };
+    let mut sampler = sampler(config);
+    let logits = WEIGHTS.map(|w| (w / 77.5).ln() as f32);
+    let row = LogitRow::All(&logits);
+    let token = sampler.draw(row, &[1, 3], 0).unwrap();
+    let found = sampler.logprobs(row, token).unwrap();
+    let near = |a: f32, b: f32| (a - b).abs() < 1e-6;
+    assert!(found.id == token && near(found.logprob, logits[token as usize]), "{found:?}");
+    assert_eq!([found.top[0].0, found.top[1].0], [1, 3]);
+    assert!(near(found.top[0].1, logits[1]) && near(found.top[1].1, logits[3]), "{found:?}");
+}
+
+fn counting(config: GenerationConfig) -> Sampler {
+    let constraint = Constraint::new(Box::new(Counting(0))).unwrap();
+    let params = sampler(config).params.constrained(constraint);
+    Sampler::new(params).with_ends(&[31])
+}
+
+/// Draws until an end or 30 tokens, from logits that like 31 best, then high tokens.
+fn draw_constrained(mut sampler: Sampler) -> Vec<u32> {
+    let logits: Vec<f32> = (0..32).map(|i| i as f32 / 4.0).collect();
+    let mut tokens = Vec::new();
+    while tokens.len() < 30 && tokens.last() != Some(&31) && !sampler.is_complete() {
+        let wanted = sampler.wanted(&tokens, &[], 0, &mut Vec::new());
+        let ids = wanted.of(&logits);
+        let some: Vec<f32> = ids.iter().map(|&id| logits[id as usize]).collect();
+        let row = LogitRow::Some { ids: &ids, logits: &some };
+        let expected = sampler.clone().draw(LogitRow::All(&logits), &tokens, 0);
+        tokens.push(sampler.draw(row, &tokens, 0).unwrap());
+        assert_eq!(expected, Ok(tokens[tokens.len() - 1]), "{wanted:?}");
+    }
+    tokens
+}
+
+#[test]
+fn only_what_a_constraint_allows_is_drawn() {
+    assert_eq!(draw_constrained(counting(GenerationConfig::default())), [2, 31]);
+    let min_tokens = |min_tokens| GenerationConfig { min_tokens, ..Default::default() };
+    assert_eq!(draw_constrained(counting(min_tokens(4))), [2, 4, 6, 8, 31]);
+    let all: Vec<u32> = (1..=10).map(|i| 2 * i).collect();
+    assert_eq!(draw_constrained(counting(min_tokens(20))), all); // complete, with fewer tokens
+    for seed in 0..50 {
+        let config = GenerationConfig { seed: Some(seed), min_tokens: 3, ..config() };
+        let tokens = draw_constrained(counting(config));
+        let (last, before) = tokens.split_last().unwrap();
+        assert!(before.is_sorted() && tokens[0] <= 2, "{tokens:?}");
+        assert!(before.windows(2).all(|two| two[1] - two[0] <= 2), "{tokens:?}");
+        assert!(*last == 20 || *last == 31 && before[before.len() - 1] % 2 == 0, "{tokens:?}");
+    }
+}
+
+#[test]
+fn a_draft_is_cut_where_the_constraint_does_not_allow_it() {
+    let mut sampler = counting(GenerationConfig::default());
+    assert_eq!(sampler.fitting(&[1, 3, 6, 7]), 2);
+    sampler.draw(LogitRow::All(&[0.0, 1.0, 0.0]), &[], 0).unwrap();
+    assert_eq!(sampler.fitting(&[1, 3]), 0);
+    assert_eq!(sampler.fitting(&[3, 5, 6]), 3);
+}
+
 #[test]
 fn same_seed_same_tokens() {
     let tokens = |seed| {
@@ -235,7 +339,9 @@ fn extreme_temperatures_are_no_panic() {
 /// Draws 20 times from all logits, from those wanted alone, and from all with their peaks.
 #[track_caller]
 fn check_wanted(config: &GenerationConfig, logits: &[f32], prompt: &[u32]) {
-    let mut samplers = [0, 1, 2].map(|_| sampler(config.clone()));
+    // The greatest logit's, so that it matters to leave it out, and one of the prompt.
+    let greatest = (0..).zip(logits).max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
+    let mut samplers = [0, 1, 2].map(|_| sampler(config.clone()).with_ends(&[greatest, 3]));
     let mut tokens = prompt.to_vec();
     for _ in 0..20 {
         let ids = samplers[0].wanted(&tokens, &[], prompt.len(), &mut Vec::new()).of(logits);
@@ -278,6 +384,9 @@ fn the_wanted_logits_are_enough() {
                 ..filter.clone()
             };
             check_wanted(&config, &logits, &[3, 499, 17, 3, 9999]);
+            let logit_bias = [(400, 9.0), (77, -3.0), (12, 1.5), (9999, 5.0)].into();
+            let biased = GenerationConfig { logit_bias, min_tokens: 9, ..config };
+            check_wanted(&biased, &logits, &[3, 499, 17, 3, 9999]);
         }
     }
 }
@@ -290,4 +399,5 @@ fn all_logits_are_wanted_only_where_the_choice_rests_on_all() {
     assert_eq!(wanted(GenerationConfig { top_k: 5, top_p: 0.5, ..config() }), greatest(5));
     assert_eq!(wanted(GenerationConfig { top_p: 0.5, ..config() }), Wanted::All);
     assert_eq!(wanted(config()), Wanted::All);
+    assert_eq!(wanted(GenerationConfig { logprobs: Some(0), ..Default::default() }), Wanted::All);
 }

@@ -77,7 +77,7 @@ struct Event {
 
 fn commit(scheduler: &mut Scheduler, plan: &Plan, drawn: &[usize]) -> Vec<Event> {
     let mut events = Vec::new();
-    scheduler.commit(plan, drawn, |id, tokens, finished| {
+    scheduler.commit(plan, drawn, |id, tokens, _, finished| {
         events.push(Event { id, tokens: tokens.to_vec(), finished });
     });
     events
@@ -460,6 +460,7 @@ proptest! {
                     Work::Generate { max_new_tokens, .. } => (room.min(*max_new_tokens), 0),
                     Work::Score { from } => (0, request.ids.len() - from),
                     Work::Logits { from } => (0, request.ids.len() - from),
+                    Work::Logprobs { .. } => unreachable!("none is made here"),
                 };
                 wanted.insert(add(&mut scheduler, request), left);
             }

@@ -299,6 +299,25 @@ fn scores_are_those_of_the_logits() {
     }
 }
 
+#[test]
+fn a_token_outside_the_vocabulary_has_no_bias() {
+    let engine = spawn(load(TINY, cpu()), &exact()).unwrap();
+    let config = GenerationConfig { logit_bias: [(384, 1.0)].into(), ..Default::default() };
+    let sampling = config.sampling().unwrap();
+    let work = Work::Generate { sampling, max_new_tokens: 1, stop_ids: vec![] };
+    let error = engine.submit(Request::new(vec![1], work)).unwrap_err();
+    let expected = "`logit_bias` is for token 384; it should be of tokens below 384, the size of the vocabulary";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn no_more_alternatives_than_twenty_are_told() {
+    let engine = spawn(load(TINY, cpu()), &exact()).unwrap();
+    let request = Request::new(vec![1, 2], Work::Logprobs { from: 1, top: 21 });
+    let error = engine.submit(request).unwrap_err();
+    assert_eq!(error.to_string(), "`top` is 21; it should be from 0 to 20");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn the_engine_has_one_thread_with_its_name() {

@@ -3,6 +3,8 @@
 mod engine;
 mod faulty;
 mod golden;
+#[cfg(feature = "grammar")]
+mod grammar;
 mod service;
 mod stress;
 mod support;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use async_channel::Receiver;
 use bitnet_inference::engine::Event;
-use bitnet_inference::{EngineConfig, EngineError, FinishReason, GenerationConfig, Request, Work};
+use bitnet_inference::{
+    EngineConfig, EngineError, FinishReason, GenerationConfig, Request, TokenLogprobs, Work,
+};
 use bitnet_kernels::backend::Backend;
 use bitnet_kernels::head::HeadType;
 use bitnet_kernels::kv::KvType;
@@ -33,16 +35,24 @@ pub fn generate(ids: &[u32], max_new_tokens: usize) -> Request {
     Request::new(ids.to_vec(), work)
 }
 
+type End = Result<FinishReason, EngineError>;
+
 /// All tokens of a generation, and its end.
-pub fn tokens(events: &Receiver<Event>) -> (Vec<u32>, Result<FinishReason, EngineError>) {
-    let mut ids = Vec::new();
+pub fn tokens(events: &Receiver<Event>) -> (Vec<u32>, End) {
+    let (tokens, end) = likely_tokens(events);
+    (tokens.into_iter().map(|(id, _)| id).collect(), end)
+}
+
+/// All tokens of a generation, how likely they were if that is told, and its end.
+pub fn likely_tokens(events: &Receiver<Event>) -> (Vec<(u32, Option<TokenLogprobs>)>, End) {
+    let mut all = Vec::new();
     loop {
         match events.recv_blocking() {
-            Ok(Event::Token { id, .. }) => ids.push(id),
-            Ok(Event::Finished(reason)) => return (ids, Ok(reason)),
-            Ok(Event::Failed(error)) => return (ids, Err(error)),
+            Ok(Event::Token { id, logprobs, .. }) => all.push((id, logprobs.map(|some| *some))),
+            Ok(Event::Finished(reason)) => return (all, Ok(reason)),
+            Ok(Event::Failed(error)) => return (all, Err(error)),
             Ok(_) => {}
-            Err(_) => return (ids, Err(EngineError::Stopped)),
+            Err(_) => return (all, Err(EngineError::Stopped)),
         }
     }
 }

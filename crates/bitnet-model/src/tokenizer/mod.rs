@@ -130,6 +130,15 @@ impl Tokenizer {
         self.table.text(id)
     }
 
+    /// The bytes of text that a token stands for, which may be a part of a character; none for a control token.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if !self.is_special(id) {
+            self.table.append_bytes(id, &mut bytes);
+        }
+        bytes
+    }
+
     /// Whether this is a control token, which `decode` can skip.
     pub fn is_special(&self, id: u32) -> bool {
         self.table.kind(id) == Kind::Special

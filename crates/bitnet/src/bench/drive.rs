@@ -138,7 +138,7 @@ fn collect(events: &Receiver<Event>) -> Result<Timed, Error> {
     loop {
         match events.recv_blocking() {
             Ok(Event::Started { at, .. }) => found.started = at,
-            Ok(Event::Token { id, at }) => {
+            Ok(Event::Token { id, at, .. }) => {
                 found.ids.push(id);
                 found.at.push(at);
             }
@@ -217,7 +217,7 @@ impl Running {
     fn receive(&mut self) -> Result<(), Error> {
         while let Ok(event) = self.events.try_recv() {
             match event {
-                Event::Token { id, at } => {
+                Event::Token { id, at, .. } => {
                     self.ids.push(id);
                     self.at.push(at);
                 }

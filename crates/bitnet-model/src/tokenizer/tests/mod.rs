@@ -43,3 +43,18 @@ fn tokenizers_can_be_shared_between_threads() {
     check::<Tokenizer>();
     check::<IncrementalDecoder>();
 }
+
+#[test]
+fn the_bytes_of_tokens_are_those_of_the_text_and_control_tokens_have_none() {
+    for tokenizer in
+        [from_directory("demo-model/packed"), from_gguf("golden/gguf/bitnet-tiny-I2_S.gguf")]
+    {
+        let text = "Once upon a time, Zoë saw 3 🦊s.\n";
+        let ids = tokenizer.encode(text, Special::Text, true).unwrap();
+        let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).collect();
+        assert_eq!(String::from_utf8_lossy(&bytes), text);
+        for &id in tokenizer.eos_ids() {
+            assert!(tokenizer.token_bytes(id).is_empty());
+        }
+    }
+}
