@@ -4,36 +4,47 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bitnet::{Error, FinishReason, GenerationStream, Output, Timings};
+use bitnet::{Error, FinishReason, GenerationStream, Output, Timings, TokenLogprobs};
 use futures_core::Stream;
 use serde::Serialize;
 
 use crate::error::ApiError;
+use crate::logprobs;
 
 /// The answers to a request. Dropping them ends the work within one step.
 #[derive(Debug)]
 pub struct Answers {
     /// None after its end.
-    streams: Vec<Option<GenerationStream>>,
+    streams: Vec<Option<Answer>>,
     /// Who is asked first, so that none of them has to wait for another.
     first: usize,
     /// The field that the prompt came in, for messages.
     prompt: &'static str,
 }
 
+#[derive(Debug)]
+struct Answer {
+    stream: GenerationStream,
+    /// Of tokens whose text is still held back.
+    held: Vec<TokenLogprobs>,
+    /// How many were handed out.
+    told: usize,
+}
+
 /// What happens in an answer.
 #[derive(Debug)]
 pub enum Event {
-    /// More text; never none.
-    Text(String),
-    /// It is complete.
-    End(Box<Output>),
+    /// More text, never none, and how likely the tokens were that it became certain with, if that was asked for.
+    Text(String, Vec<TokenLogprobs>),
+    /// It is complete. So many of its tokens were in the pieces of text.
+    End(Box<Output>, usize),
 }
 
 impl Answers {
     /// These, whose prompts came in the field `prompt`.
     pub fn new(streams: Vec<GenerationStream>, prompt: &'static str) -> Self {
-        Self { streams: streams.into_iter().map(Some).collect(), first: 0, prompt }
+        let answer = |stream| Some(Answer { stream, held: Vec::new(), told: 0 });
+        Self { streams: streams.into_iter().map(answer).collect(), first: 0, prompt }
     }
 
     /// How many there are.
@@ -65,18 +76,26 @@ impl Answers {
         index: usize,
         context: &mut Context<'_>,
     ) -> Poll<Result<Event, ApiError>> {
-        let Some(stream) = &mut self.streams[index] else { return Poll::Pending };
+        let Some(Answer { stream, held, told }) = &mut self.streams[index] else {
+            return Poll::Pending;
+        };
         loop {
             match std::task::ready!(Pin::new(&mut *stream).poll_next(context)) {
-                Some(Ok(piece)) if piece.text.is_empty() => {}
-                Some(Ok(piece)) => return Poll::Ready(Ok(Event::Text(piece.text))),
+                Some(Ok(piece)) => {
+                    held.extend(piece.logprobs);
+                    if !piece.text.is_empty() {
+                        *told += held.len();
+                        return Poll::Ready(Ok(Event::Text(piece.text, std::mem::take(held))));
+                    }
+                }
                 Some(Err(error)) => return Poll::Ready(Err(self.failed(&error))),
                 None => {
                     let output = stream.output().expect("without an error, the end has a reason");
+                    let told = (*told).min(logprobs::shown(&output).len());
                     self.streams[index] = None;
                     return Poll::Ready(match output.finish_reason {
                         FinishReason::Deadline => Err(ApiError::deadline()),
-                        _ => Ok(Event::End(Box::new(output))),
+                        _ => Ok(Event::End(Box::new(output), told)),
                     });
                 }
             }
@@ -91,7 +110,7 @@ impl Answers {
     pub async fn finish(mut self) -> Result<Vec<Output>, ApiError> {
         let mut outputs: Vec<_> = self.streams.iter().map(|_| None).collect();
         while let Some(event) = poll_fn(|context| self.poll_event(context)).await {
-            if let (index, Event::End(output)) = event? {
+            if let (index, Event::End(output, _)) = event? {
                 outputs[index] = Some(*output);
             }
         }

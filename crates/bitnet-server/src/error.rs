@@ -3,8 +3,10 @@
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bitnet::{ChatError, EngineError, Error, InvalidConfig};
+use bitnet::{ChatError, EngineError, Error, FormatError, InvalidConfig};
 use serde::Serialize;
+
+use crate::format::field;
 
 /// Seconds after which a place in a queue may be free.
 const RETRY_AFTER: &str = "1";
@@ -189,6 +191,7 @@ impl ApiError {
             }
             Error::Chat(error) => invalid(sentence(error)),
             Error::Tokenizer(error) => invalid(sentence(error)),
+            Error::Format(error) => Self::format(error),
             Error::Engine(error) => match error {
                 EngineError::PromptTooLong { tokens, context } => {
                     Self::too_long(*tokens, 1, *context, prompt)
@@ -206,6 +209,19 @@ impl ApiError {
                 EngineError::Config(error) => Self::setting(error),
                 other => Self::log(other),
             },
+            other => Self::log(other),
+        }
+    }
+
+    /// A form that an answer cannot have.
+    fn format(error: &FormatError) -> Self {
+        match error {
+            FormatError::NotBuilt { format } => {
+                Self::unsupported(field(format), "this server was built without grammars")
+            }
+            FormatError::Invalid { format, .. } | FormatError::TooLarge { format, .. } => {
+                Self::value(field(format), sentence(error))
+            }
             other => Self::log(other),
         }
     }

@@ -74,6 +74,11 @@ impl Fields {
         format!("{}{name}", self.path)
     }
 
+    /// The names of all fields that are left.
+    pub fn names(&self) -> Vec<String> {
+        self.left.keys().cloned().collect()
+    }
+
     /// A field of any type.
     pub fn take(&mut self, name: &str) -> Option<Value> {
         self.left.remove(name).filter(|value| !value.is_null())

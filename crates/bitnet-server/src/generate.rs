@@ -64,7 +64,8 @@ pub fn begin(
         for _ in 0..asked.n {
             let config = asked.config_of(streams.len(), most);
             let (ids, options) = (ids.clone(), asked.options.clone());
-            let stream = model.generate_stream_encoded(prompt, ids, &config, options);
+            let format = &asked.format;
+            let stream = model.generate_stream_encoded(prompt, ids, &config, options, format);
             streams.push(stream.map_err(failed)?);
         }
     }

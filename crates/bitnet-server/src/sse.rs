@@ -10,12 +10,13 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
-use bitnet::{Output, Timings};
+use bitnet::{Output, Timings, TokenLogprobs};
 use futures_core::Stream;
 use serde::Serialize;
 use tokio::time::{Instant, Sleep};
 
 use crate::answers::{Answers, Event, Usage};
+use crate::logprobs;
 
 /// How an endpoint words what happens.
 pub trait Wording {
@@ -26,10 +27,16 @@ pub trait Wording {
 
     /// The beginning of an answer, before its first text.
     fn begin(&self, index: usize) -> Option<Self::Chunk<'_>>;
-    /// More text.
-    fn text<'a>(&'a self, index: usize, text: &'a str) -> Self::Chunk<'a>;
-    /// The end of an answer.
-    fn end<'a>(&'a self, index: usize, output: &'a Output) -> Self::Chunk<'a>;
+    /// More text, and how likely its tokens were, if that was asked for.
+    fn text<'a>(&'a self, index: usize, text: &'a str, tokens: &[TokenLogprobs])
+    -> Self::Chunk<'a>;
+    /// The end of an answer, and how likely the tokens were that came with no text.
+    fn end<'a>(
+        &'a self,
+        index: usize,
+        output: &'a Output,
+        tokens: &[TokenLogprobs],
+    ) -> Self::Chunk<'a>;
     /// How many tokens there were, if that was asked for.
     fn usage(&self, timings: &[Timings]) -> Option<Self::Chunk<'_>>;
 }
@@ -88,10 +95,11 @@ impl<W: Wording> Events<W> {
     fn take(&mut self, index: usize, happened: Event) {
         self.begin(index);
         let chunk = match &happened {
-            Event::Text(text) => event(&self.wording.text(index, text)),
-            Event::End(output) => {
+            Event::Text(text, tokens) => event(&self.wording.text(index, text, tokens)),
+            Event::End(output, told) => {
                 self.timings[index] = output.timings;
-                event(&self.wording.end(index, output))
+                let rest = &logprobs::shown(output)[*told..];
+                event(&self.wording.end(index, output, rest))
             }
         };
         self.ready.push_back(chunk);

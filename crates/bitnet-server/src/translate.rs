@@ -1,22 +1,34 @@
 //! From a request's fields and headers to what the library wants: the one place that knows both.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderMap;
-use bitnet::{GenerationConfig, Queue, RequestOptions, SamplingStrategy};
+use bitnet::{GenerationConfig, Queue, RequestOptions, ResponseFormat, SamplingStrategy};
 use serde_json::Value;
 
 use crate::auth::Client;
 use crate::config::ServerConfig;
-use crate::error::ApiError;
+use crate::error::{ApiError, shown};
 use crate::fields::{self, Fields};
-use crate::unsupported;
+use crate::{format, unsupported};
 
 /// Most that `priority` can be above or below 0.
 const PRIORITIES: i64 = 100;
 /// Bytes of a `cache_salt`.
 const SALT: usize = 256;
+/// Tokens that `logit_bias` and `stop_token_ids` may name: each is looked at for each token of the answer.
+const NAMED_TOKENS: usize = 1024;
+/// Alternatives to a token that may be asked for.
+const TOP_LOGPROBS: i64 = 20;
+
+/// The two endpoints, which ask for probabilities in ways of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    Chat,
+    Text,
+}
 
 /// What a request for text wants, but for its prompt.
 #[derive(Clone, Debug)]
@@ -25,6 +37,8 @@ pub struct Asked {
     pub model: Option<String>,
     /// How tokens are drawn, and what ends the text; `max_new_tokens` is not decided yet.
     pub config: GenerationConfig,
+    /// What form the answer has.
+    pub format: ResponseFormat,
     /// Most tokens of the answer.
     pub max_tokens: Option<usize>,
     /// Answers to each prompt.
@@ -42,6 +56,7 @@ pub struct Asked {
 impl Asked {
     /// Takes all fields but the prompt's.
     pub fn read(
+        endpoint: Endpoint,
         fields: &mut Fields,
         headers: &HeaderMap,
         client: &Client,
@@ -49,13 +64,25 @@ impl Asked {
     ) -> Result<Self, ApiError> {
         let model = fields.string("model")?;
         let max_tokens = max_tokens(fields)?;
-        let config = config(fields, server)?;
+        let logprobs = logprobs(endpoint, fields)?;
+        let config = GenerationConfig { logprobs, ..config(fields, server)? };
+        let format = format::read(fields)?;
         let n = fields.integer("n", 1, server.max_choices as i64)?.unwrap_or(1) as usize;
         let (stream, include_usage) = streaming(fields)?;
         let service_tier = fields.string("service_tier")?;
         let options = options(fields, headers, client, server, service_tier.as_deref())?;
         unsupported::refuse(fields)?;
-        Ok(Self { model, config, max_tokens, n, options, stream, include_usage, service_tier })
+        Ok(Self {
+            model,
+            config,
+            format,
+            max_tokens,
+            n,
+            options,
+            stream,
+            include_usage,
+            service_tier,
+        })
     }
 
     /// The settings of answer `index`: with a seed, each has another one.
@@ -99,6 +126,9 @@ fn config(fields: &mut Fields, server: &ServerConfig) -> Result<GenerationConfig
         seed: fields.integer("seed", i64::MIN, i64::MAX)?.map(i64::cast_unsigned),
         stop: stop(fields, server)?,
         ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
+        min_tokens: fields.count("min_tokens", 0)?.unwrap_or(0),
+        stop_token_ids: stop_token_ids(fields)?,
+        logit_bias: logit_bias(fields)?,
         ..default
     })
 }
@@ -124,6 +154,55 @@ fn stop(fields: &mut Fields, server: &ServerConfig) -> Result<Vec<String>, ApiEr
         }
         None => Ok(texts),
     }
+}
+
+fn too_many(field: &'static str, found: usize) -> Result<(), ApiError> {
+    match found > NAMED_TOKENS {
+        true => {
+            let message = format!("'{field}' has {found} tokens; it may have {NAMED_TOKENS}.");
+            Err(ApiError::value(field, message))
+        }
+        false => Ok(()),
+    }
+}
+
+fn stop_token_ids(fields: &mut Fields) -> Result<Vec<u32>, ApiError> {
+    const FIELD: &str = "stop_token_ids";
+    let values = fields.array(FIELD)?.unwrap_or_default();
+    too_many(FIELD, values.len())?;
+    fields::ids(&values, FIELD)
+}
+
+/// An object with token ids for names.
+fn logit_bias(fields: &mut Fields) -> Result<BTreeMap<u32, f32>, ApiError> {
+    const FIELD: &str = "logit_bias";
+    let Some(mut biases) = fields.object(FIELD)? else { return Ok(BTreeMap::new()) };
+    let names = biases.names();
+    too_many(FIELD, names.len())?;
+    let bias = |name: String| match (name.parse(), biases.number(&name)?) {
+        (Ok(id), bias) => Ok((id, bias.unwrap_or(0.0))),
+        (Err(_), _) => {
+            let path = biases.path(shown(&name).as_str());
+            let message = format!("Invalid '{path}': the name should be a token id.");
+            Err(ApiError::value(path, message))
+        }
+    };
+    names.into_iter().map(bias).collect()
+}
+
+/// How many alternatives to each token are told, if anything is.
+fn logprobs(endpoint: Endpoint, fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    if endpoint == Endpoint::Text {
+        let count = fields.integer("logprobs", 0, TOP_LOGPROBS)?;
+        return Ok(count.map(|count| count as usize));
+    }
+    let wanted = fields.bool("logprobs")?.unwrap_or(false);
+    let top = fields.integer("top_logprobs", 0, TOP_LOGPROBS)?.unwrap_or(0);
+    if top > 0 && !wanted {
+        let message = "'top_logprobs' is for requests with 'logprobs': true.";
+        return Err(ApiError::value("top_logprobs", message));
+    }
+    Ok(wanted.then_some(top as usize))
 }
 
 fn streaming(fields: &mut Fields) -> Result<(bool, bool), ApiError> {

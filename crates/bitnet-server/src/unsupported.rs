@@ -22,8 +22,8 @@ enum Idle {
 const NO: &str = "this server does not do that";
 const IMAGES: &str = "the model reads and writes text alone";
 const TOOLS: &str = "this server does not call tools";
-const GRAMMAR: &str = "this server does not constrain answers";
-const PROBABILITIES: &str = "this server does not report probabilities";
+const GRAMMAR: &str = "grammars come in response_format, regex and lark";
+const PROBABILITIES: &str = "probabilities are asked for with logprobs";
 const STORE: &str = "this server stores nothing";
 const TEMPLATE: &str = "the model's own chat template is used as it is";
 const SAMPLER: &str = "this way of sampling is not built in";
@@ -31,12 +31,8 @@ const SAMPLER: &str = "this way of sampling is not built in";
 #[rustfmt::skip]
 const FIELDS: &[(&str, Idle, &str)] = &[
     // OpenAI's
-    ("logprobs", Idle::Either("false", "0"), PROBABILITIES),
-    ("top_logprobs", Idle::Only("0"), PROBABILITIES),
     ("prompt_logprobs", Idle::Only("0"), PROBABILITIES),
-    ("logit_bias", Idle::Only("{}"), SAMPLER),
     ("best_of", Idle::Only("1"), NO),
-    ("response_format", Idle::Only(r#"{"type":"text"}"#), GRAMMAR),
     ("tools", Idle::Only("[]"), TOOLS),
     ("tool_choice", Idle::Either(r#""none""#, r#""auto""#), TOOLS),
     ("parallel_tool_calls", Idle::Either("true", "false"), TOOLS),
@@ -55,8 +51,6 @@ const FIELDS: &[(&str, Idle, &str)] = &[
     ("prompt_cache_key", Idle::Any, ""), // beginnings of prompts are found without
     ("prompt_cache_retention", Idle::Only(r#""in_memory""#), "what is cached is in memory"),
     // vLLM's, SGLang's and llama.cpp's
-    ("min_tokens", Idle::Only("0"), SAMPLER),
-    ("stop_token_ids", Idle::Only("[]"), SAMPLER),
     ("bad_words", Idle::Only("[]"), SAMPLER),
     ("allowed_token_ids", Idle::Only("[]"), SAMPLER),
     ("length_penalty", Idle::Only("1.0"), SAMPLER),
@@ -72,9 +66,7 @@ const FIELDS: &[(&str, Idle, &str)] = &[
     ("include_stop_str_in_output", Idle::Only("false"), "the stop text is cut off"),
     ("no_stop_trim", Idle::Only("false"), "the stop text is cut off"),
     ("truncate_prompt_tokens", Idle::Only("-1"), "a prompt is never cut"),
-    ("regex", Idle::Only(r#""""#), GRAMMAR),
     ("ebnf", Idle::Only(r#""""#), GRAMMAR),
-    ("lark", Idle::Only(r#""""#), GRAMMAR),
     ("grammar", Idle::Only(r#""""#), GRAMMAR),
     ("json_schema", Idle::Only("{}"), GRAMMAR),
     ("guided_json", Idle::Only("{}"), GRAMMAR),
@@ -147,7 +139,7 @@ mod tests {
             let value: Value = serde_json::from_str(value).unwrap();
             assert!(!refused(json!({*name: value})), "{name}");
         }
-        assert!(!refused(json!({"best_of": 1.0, "logprobs": null, "user": 5})));
+        assert!(!refused(json!({"best_of": 1.0, "n_probs": null, "user": 5})));
     }
 
     #[test]
@@ -157,7 +149,6 @@ mod tests {
                 assert!(refused(json!({*name: "something"})), "{name}");
             }
         }
-        assert!(refused(json!({"logprobs": true})) && refused(json!({"logprobs": 5})));
     }
 
     #[test]

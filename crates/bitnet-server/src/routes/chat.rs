@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bitnet::{Output, Prompt, Timings};
+use bitnet::{Output, Prompt, Timings, TokenLogprobs};
 use serde::Serialize;
 
 use crate::answers::{Answers, TimingReport, Usage, finish_reason};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::generate::{self, Head, Received, receive};
+use crate::logprobs::{self, Content};
 use crate::sse::{self, Wording};
-use crate::state::App;
-use crate::translate::Asked;
+use crate::state::{App, Engines};
+use crate::translate::{Asked, Endpoint};
 use crate::{json, messages};
 
 /// Answers a conversation, at once or in pieces.
@@ -29,7 +30,8 @@ pub async fn create(State(app): State<Arc<App>>, request: Request) -> Result<Res
 
 fn begin(request: &Received, mut fields: Fields) -> Result<(Answers, Chat, bool), ApiError> {
     let engines = &request.engines;
-    let asked = Asked::read(&mut fields, &request.headers, &request.client, &request.app.config)?;
+    let (headers, client, server) = (&request.headers, &request.client, &request.app.config);
+    let asked = Asked::read(Endpoint::Chat, &mut fields, headers, client, server)?;
     engines.check_name(asked.model.as_deref())?;
     let messages = messages::read(&mut fields)?.ok_or_else(|| ApiError::missing("messages"))?;
     let prompt = Prompt::Chat(messages);
@@ -42,8 +44,9 @@ fn begin(request: &Received, mut fields: Fields) -> Result<(Answers, Chat, bool)
     let answers = generate::begin(engines, &asked, &[prompt], "messages", asked.max_tokens)?;
     let object = if asked.stream { "chat.completion.chunk" } else { "chat.completion" };
     let head = Head::new("chatcmpl", object, engines, asked.service_tier.as_deref());
+    let logprobs = asked.config.logprobs.is_some().then(|| Arc::clone(engines));
     let Asked { include_usage, n, stream, .. } = asked;
-    Ok((answers, Chat { head, include_usage, n }, stream))
+    Ok((answers, Chat { head, include_usage, n, logprobs }, stream))
 }
 
 /// How answers are worded.
@@ -51,6 +54,8 @@ struct Chat {
     head: Head,
     include_usage: bool,
     n: usize,
+    /// Those who know the tokens, if it is asked how likely they were.
+    logprobs: Option<Arc<Engines>>,
 }
 
 #[derive(Serialize)]
@@ -67,7 +72,7 @@ struct Whole<'a> {
 struct Choice<'a> {
     index: usize,
     message: Message<'a>,
-    logprobs: Option<()>,
+    logprobs: Option<Content>,
     finish_reason: &'static str,
 }
 
@@ -94,7 +99,7 @@ struct Chunk<'a> {
 struct ChunkChoice<'a> {
     index: usize,
     delta: Delta<'a>,
-    logprobs: Option<()>,
+    logprobs: Option<Content>,
     finish_reason: Option<&'static str>,
 }
 
@@ -111,7 +116,7 @@ impl Chat {
         let choice = |(index, output): (usize, &'a Output)| Choice {
             index,
             message: Message { role: "assistant", content: &output.text, refusal: None },
-            logprobs: None,
+            logprobs: self.logprobs(logprobs::shown(output)),
             finish_reason: finish_reason(&output.finish_reason),
         };
         let timings: Vec<Timings> = outputs.iter().map(|output| output.timings).collect();
@@ -126,15 +131,21 @@ impl Chat {
         }
     }
 
+    fn logprobs(&self, tokens: &[TokenLogprobs]) -> Option<Content> {
+        let engines = self.logprobs.as_ref()?;
+        Some(logprobs::content(engines.model().tokenizer(), tokens))
+    }
+
     fn chunk<'a>(
         &'a self,
         index: usize,
         delta: Delta<'a>,
+        logprobs: Option<Content>,
         finish_reason: Option<&'static str>,
     ) -> Chunk<'a> {
         Chunk {
             head: &self.head,
-            choices: vec![ChunkChoice { index, delta, logprobs: None, finish_reason }],
+            choices: vec![ChunkChoice { index, delta, logprobs, finish_reason }],
             usage: self.include_usage.then_some(None),
             timings: None,
         }
@@ -146,16 +157,18 @@ impl Wording for Chat {
 
     fn begin(&self, index: usize) -> Option<Chunk<'_>> {
         let delta = Delta { role: Some("assistant"), content: Some("") };
-        Some(self.chunk(index, delta, None))
+        Some(self.chunk(index, delta, None, None))
     }
 
-    fn text<'a>(&'a self, index: usize, text: &'a str) -> Chunk<'a> {
-        self.chunk(index, Delta { content: Some(text), ..Default::default() }, None)
+    fn text<'a>(&'a self, index: usize, text: &'a str, tokens: &[TokenLogprobs]) -> Chunk<'a> {
+        let delta = Delta { content: Some(text), ..Default::default() };
+        self.chunk(index, delta, self.logprobs(tokens), None)
     }
 
-    fn end<'a>(&'a self, index: usize, output: &'a Output) -> Chunk<'a> {
+    fn end<'a>(&'a self, index: usize, output: &'a Output, tokens: &[TokenLogprobs]) -> Chunk<'a> {
         let reason = finish_reason(&output.finish_reason);
-        let chunk = self.chunk(index, Delta::default(), Some(reason));
+        let logprobs = if tokens.is_empty() { None } else { self.logprobs(tokens) };
+        let chunk = self.chunk(index, Delta::default(), logprobs, Some(reason));
         Chunk { timings: Some((&output.timings).into()), ..chunk }
     }
 

@@ -1,10 +1,11 @@
 //! `/v1/completions`: the rest of a text.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::Response;
-use bitnet::{Output, Prompt, Timings};
+use bitnet::{Output, Prompt, RequestOptions, Timings, TokenLogprobs};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -13,9 +14,10 @@ use crate::error::ApiError;
 use crate::fields::{self, Fields};
 use crate::generate::{self, Head, Received, receive};
 use crate::json;
+use crate::logprobs::{self, Lists};
 use crate::sse::{self, Wording};
 use crate::state::{App, Engines};
-use crate::translate::Asked;
+use crate::translate::{Asked, Endpoint};
 
 /// Tokens of an answer if nobody says how many, as with OpenAI.
 const TOKENS: usize = 16;
@@ -28,12 +30,30 @@ pub async fn create(State(app): State<Arc<App>>, request: Request) -> Result<Res
         return Ok(sse::response(answers, text, app.config.keep_alive));
     }
     let outputs = answers.finish().await?;
-    Ok(json::response(&text.whole(&outputs)))
+    let prompts = match text.about_prompts() {
+        Some(asked) => of_prompts(asked, outputs.iter().step_by(text.n)).await?,
+        None => Vec::new(),
+    };
+    Ok(json::response(&text.whole(&outputs, &prompts)))
+}
+
+/// How likely the tokens of the prompts of these answers were.
+async fn of_prompts(
+    Probabilities { engines, top, options }: Probabilities,
+    outputs: impl Iterator<Item = &Output>,
+) -> Result<Vec<Vec<TokenLogprobs>>, ApiError> {
+    let mut prompts = Vec::new();
+    for output in outputs {
+        let found = engines.free().prompt_logprobs(&output.prompt_ids, top, options.clone()).await;
+        prompts.push(found.map_err(|error| ApiError::from_library(&error, "prompt"))?);
+    }
+    Ok(prompts)
 }
 
 fn begin(request: &Received, mut fields: Fields) -> Result<(Answers, Text, bool), ApiError> {
     let (engines, server) = (&request.engines, &request.app.config);
-    let asked = Asked::read(&mut fields, &request.headers, &request.client, server)?;
+    let asked =
+        Asked::read(Endpoint::Text, &mut fields, &request.headers, &request.client, server)?;
     engines.check_name(asked.model.as_deref())?;
     let prompts = prompts(&mut fields, server.max_choices / asked.n)?;
     let echo = fields.bool("echo")?.unwrap_or(false);
@@ -42,12 +62,22 @@ fn begin(request: &Received, mut fields: Fields) -> Result<(Answers, Text, bool)
         return Err(ApiError::unsupported("suffix", why));
     }
     fields.end()?;
+    if echo && asked.stream && asked.config.logprobs.is_some() {
+        let why = "with echo, where those of the prompt are told too, the answer is not streamed";
+        return Err(ApiError::unsupported("logprobs", why));
+    }
     let max_tokens = asked.max_tokens.unwrap_or(TOKENS);
     let answers = generate::begin(engines, &asked, &prompts, "prompt", Some(max_tokens))?;
     let head = Head::new("cmpl", "text_completion", engines, asked.service_tier.as_deref());
     let echo = echo.then(|| prompts.iter().map(|prompt| text_of(prompt, engines)).collect());
+    let probabilities =
+        |top| Probabilities { engines: Arc::clone(engines), top, options: asked.options.clone() };
+    let logprobs = asked.config.logprobs.map(|top| Likely {
+        asked: probabilities(top),
+        offsets: vec![Cell::new(0); answers.len()],
+    });
     let Asked { include_usage, n, stream, .. } = asked;
-    Ok((answers, Text { head, include_usage, n, echo }, stream))
+    Ok((answers, Text { head, include_usage, n, echo, logprobs }, stream))
 }
 
 /// A text, several, token ids, or several lists of them; no more than `most`.
@@ -98,6 +128,43 @@ struct Text {
     n: usize,
     /// The texts of the prompts, if they are to stand before the answers.
     echo: Option<Vec<String>>,
+    logprobs: Option<Likely>,
+}
+
+/// What is needed to find how likely tokens were.
+#[derive(Clone)]
+struct Probabilities {
+    engines: Arc<Engines>,
+    /// Alternatives to each.
+    top: usize,
+    options: RequestOptions,
+}
+
+/// What is needed to tell it.
+struct Likely {
+    asked: Probabilities,
+    /// Characters of each answer that were told.
+    offsets: Vec<Cell<usize>>,
+}
+
+impl Likely {
+    fn lists(&self, index: usize, tokens: &[TokenLogprobs]) -> Lists {
+        let mut lists = Lists::default();
+        lists.extend(self.asked.engines.model().tokenizer(), tokens, &self.offsets[index]);
+        lists
+    }
+
+    /// Those of a whole answer, after those of its prompt if these are told too.
+    fn whole(&self, index: usize, output: &Output, prompt: Option<&[TokenLogprobs]>) -> Lists {
+        let (mut lists, offset) = (Lists::default(), &self.offsets[index]);
+        let tokenizer = self.asked.engines.model().tokenizer();
+        if let (Some(prompt), Some(first)) = (prompt, output.prompt_ids.first()) {
+            lists.push(tokenizer, *first, None, offset);
+            lists.extend(tokenizer, prompt, offset);
+        }
+        lists.extend(tokenizer, logprobs::shown(output), offset);
+        lists
+    }
 }
 
 #[derive(Serialize)]
@@ -116,7 +183,7 @@ struct Reply<'a> {
 struct Choice<'a> {
     index: usize,
     text: std::borrow::Cow<'a, str>,
-    logprobs: Option<()>,
+    logprobs: Option<Lists>,
     finish_reason: Option<&'static str>,
 }
 
@@ -126,14 +193,20 @@ impl Text {
         self.echo.as_ref().map_or("", |texts| &texts[index / self.n])
     }
 
-    fn whole<'a>(&'a self, outputs: &'a [Output]) -> Reply<'a> {
+    /// What is needed to find how likely the tokens of the prompts were, if that is to be told.
+    fn about_prompts(&self) -> Option<Probabilities> {
+        self.logprobs.as_ref().filter(|_| self.echo.is_some()).map(|likely| likely.asked.clone())
+    }
+
+    fn whole<'a>(&'a self, outputs: &'a [Output], prompts: &[Vec<TokenLogprobs>]) -> Reply<'a> {
+        let prompt = |index: usize| prompts.get(index / self.n).map(Vec::as_slice);
         let choice = |(index, output): (usize, &'a Output)| Choice {
             index,
             text: match self.before(index) {
                 "" => output.text.as_str().into(),
                 before => format!("{before}{}", output.text).into(),
             },
-            logprobs: None,
+            logprobs: self.logprobs.as_ref().map(|l| l.whole(index, output, prompt(index))),
             finish_reason: Some(finish_reason(&output.finish_reason)),
         };
         let timings: Vec<Timings> = outputs.iter().map(|output| output.timings).collect();
@@ -152,11 +225,12 @@ impl Text {
         &'a self,
         index: usize,
         text: &'a str,
+        logprobs: Option<Lists>,
         finish_reason: Option<&'static str>,
     ) -> Reply<'a> {
         Reply {
             head: &self.head,
-            choices: vec![Choice { index, text: text.into(), logprobs: None, finish_reason }],
+            choices: vec![Choice { index, text: text.into(), logprobs, finish_reason }],
             usage: self.include_usage.then_some(None),
             timings: None,
         }
@@ -169,17 +243,21 @@ impl Wording for Text {
     fn begin(&self, index: usize) -> Option<Reply<'_>> {
         match self.before(index) {
             "" => None,
-            before => Some(self.chunk(index, before, None)),
+            before => Some(self.chunk(index, before, None, None)),
         }
     }
 
-    fn text<'a>(&'a self, index: usize, text: &'a str) -> Reply<'a> {
-        self.chunk(index, text, None)
+    fn text<'a>(&'a self, index: usize, text: &'a str, tokens: &[TokenLogprobs]) -> Reply<'a> {
+        let logprobs = self.logprobs.as_ref().map(|likely| likely.lists(index, tokens));
+        self.chunk(index, text, logprobs, None)
     }
 
-    fn end<'a>(&'a self, index: usize, output: &'a Output) -> Reply<'a> {
+    fn end<'a>(&'a self, index: usize, output: &'a Output, tokens: &[TokenLogprobs]) -> Reply<'a> {
         let reason = finish_reason(&output.finish_reason);
-        Reply { timings: Some((&output.timings).into()), ..self.chunk(index, "", Some(reason)) }
+        let logprobs = self.logprobs.as_ref().filter(|_| !tokens.is_empty());
+        let logprobs = logprobs.map(|likely| likely.lists(index, tokens));
+        let chunk = self.chunk(index, "", logprobs, Some(reason));
+        Reply { timings: Some((&output.timings).into()), ..chunk }
     }
 
     fn usage(&self, timings: &[Timings]) -> Option<Reply<'_>> {

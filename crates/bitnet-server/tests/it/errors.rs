@@ -45,7 +45,6 @@ fn a_field_that_is_wrong_is_named() {
     wrong(json!({"prompt": vec!["a"; 1000]}), "invalid_value", "prompt");
     wrong(json!({"prompt": null}), "missing_required_parameter", "prompt");
     wrong(json!({"suffix": "end"}), "unsupported_parameter", "suffix");
-    wrong(json!({"logprobs": 3}), "unsupported_parameter", "logprobs");
     wrong(json!({"priority": 1000}), "invalid_value", "priority");
     wrong(json!({"service_tier": "gold"}), "invalid_value", "service_tier");
     wrong(json!({"colour": "red"}), "unknown_parameter", "colour");

@@ -5,5 +5,6 @@ mod client;
 mod completions;
 mod errors;
 mod gateway;
+mod likely;
 mod sharing;
 mod sockets;
