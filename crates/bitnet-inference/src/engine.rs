@@ -80,6 +80,8 @@ pub struct Engine<B: Backend> {
     observer: Arc<dyn Observer>,
     /// The step under way, here to use its memory again.
     step: Step,
+    /// Those whose request is over, and its last event: told once the figures are without them.
+    ended: Vec<(Client, Event)>,
 }
 
 /// What is computed in a step, and what came of it.
@@ -111,8 +113,18 @@ impl<B: Backend> Engine<B> {
             "engine ready"
         );
         let (clients, step, counters) = (HashMap::new(), Step::default(), Arc::default());
-        let engine =
-            Self { model, kv, scratch, scheduler, clients, limits, counters, observer, step };
+        let mut engine = Self {
+            model,
+            kv,
+            scratch,
+            scheduler,
+            clients,
+            limits,
+            counters,
+            observer,
+            step,
+            ended: Vec::new(),
+        };
         engine.count();
         Ok(engine)
     }
@@ -160,8 +172,9 @@ impl<B: Backend> Engine<B> {
     /// Computes the next step of everything that is to be done. Returns the number of tokens computed.
     pub fn step(&mut self) -> usize {
         self.drop_unwanted();
-        if !self.scheduler.plan(&mut self.step.plan) {
-            self.count();
+        let working = self.scheduler.plan(&mut self.step.plan);
+        self.count();
+        if !working {
             return 0;
         }
         self.announce();
@@ -199,26 +212,29 @@ impl<B: Backend> Engine<B> {
     /// Ends sequences whose receiving end is gone, and those whose time is over.
     fn drop_unwanted(&mut self) {
         let now = Instant::now();
-        let Self { scheduler, clients, observer, .. } = self;
-        clients.retain(|id, client| {
-            let cancelled = client.events.is_closed() && !client.detached;
-            let late = client.deadline.is_some_and(|deadline| deadline <= now);
-            if cancelled {
-                client.end(Event::Finished(FinishReason::Cancelled), &**observer, now);
-            } else if late && client.permit.is_some() {
-                client.end(Event::Failed(EngineError::DeadlineExceeded), &**observer, now);
-            } else if late {
-                client.end(Event::Finished(FinishReason::Deadline), &**observer, now);
-            }
-            if cancelled || late {
-                scheduler.remove(*id);
-            }
-            !(cancelled || late)
-        });
+        let Self { scheduler, clients, ended, .. } = self;
+        for (id, client) in clients.extract_if(|_, client| client.is_unwanted(now)) {
+            scheduler.remove(id);
+            let last = match &client {
+                _ if client.is_cancelled() => Event::Finished(FinishReason::Cancelled),
+                Client { permit: Some(_), .. } => Event::Failed(EngineError::DeadlineExceeded),
+                _ => Event::Finished(FinishReason::Deadline),
+            };
+            ended.push((client, last));
+        }
     }
 
-    /// Passes the scheduler's figures on.
-    fn count(&self) {
+    /// Passes the scheduler's figures on, then the last events: whoever has heard that a request is over finds it in no figure.
+    fn count(&mut self) {
+        let at = Instant::now();
+        self.publish();
+        for (mut client, last) in self.ended.drain(..) {
+            client.permit = None;
+            client.end(last, &*self.observer, at);
+        }
+    }
+
+    fn publish(&self) {
         let (counters, scheduler) = (&self.counters, &self.scheduler);
         let pool = scheduler.pool();
         store(&counters.running, scheduler.running() as u64);
@@ -255,7 +271,7 @@ impl<B: Backend> Engine<B> {
 
     /// Books the step and tells what came of it.
     fn deliver(&mut self) {
-        let Self { scheduler, clients, step, counters, observer, .. } = self;
+        let Self { scheduler, clients, step, counters, observer, ended, .. } = self;
         let at = Instant::now();
         scheduler.commit(&step.plan, &step.drawn, |id, tokens, finished| {
             let Some(client) = clients.get_mut(&id) else { return };
@@ -274,8 +290,7 @@ impl<B: Backend> Engine<B> {
                 Some(Finished::Generated(reason)) => Event::Finished(reason),
                 Some(Finished::AllRows) => Event::AllRows,
             };
-            client.end(last, &**observer, at);
-            clients.remove(&id);
+            ended.extend(clients.remove(&id).map(|client| (client, last)));
         });
         for (id, error) in std::mem::take(&mut self.step.failed) {
             self.fail(id, error);
@@ -285,15 +300,23 @@ impl<B: Backend> Engine<B> {
     fn fail(&mut self, id: SeqId, error: EngineError) {
         tracing::debug!(%error, "request failed");
         self.scheduler.remove(id);
-        if let Some(client) = self.clients.remove(&id) {
-            client.end(Event::Failed(error), &*self.observer, Instant::now());
-        }
+        let client = self.clients.remove(&id);
+        self.ended.extend(client.map(|client| (client, Event::Failed(error))));
     }
 }
 
 impl Client {
+    /// Whether nobody receives any more.
+    fn is_cancelled(&self) -> bool {
+        self.events.is_closed() && !self.detached
+    }
+
+    fn is_unwanted(&self, now: Instant) -> bool {
+        self.is_cancelled() || self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
     /// Tells the last event.
-    fn end(&self, last: Event, observer: &dyn Observer, at: Instant) {
+    fn end(self, last: Event, observer: &dyn Observer, at: Instant) {
         let after = at.saturating_duration_since(self.submitted);
         match &last {
             Event::Finished(reason) => observer.ended(End::Generated(reason), after),

@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::error::EngineError;
 use crate::sequence::FinishReason;
 
-/// An engine's state and what it has done since it began. Each figure is right by itself; two may be a step apart.
+/// An engine's state and what it has done since it began. Each figure is right by itself; two may be a step apart. A request
+/// whose last event was received is in none that says what is at work.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EngineStats {
     /// Requests in the running batch.
