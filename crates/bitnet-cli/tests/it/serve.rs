@@ -52,7 +52,8 @@ fn rest(mut stream: TcpStream) -> String {
 #[test]
 fn sigterm_finishes_what_has_begun_and_ends_with_code_0() {
     let mut server = Server::start(&[], &[]);
-    let body = r#"{"prompt": "Once", "max_tokens": 480, "ignore_eos": true, "stream": true}"#;
+    let body =
+        r#"{"prompt": "Once", "max_tokens": 480, "n": 16, "ignore_eos": true, "stream": true}"#;
     let mut stream = server.ask("POST /v1/completions", body);
     stream.read_exact(&mut [0; 400]).unwrap(); // it is under way
     server.terminate();

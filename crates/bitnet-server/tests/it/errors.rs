@@ -1,8 +1,10 @@
+use std::io::Write;
+
 use bitnet::InferenceConfig;
 use bitnet_server::{BitNetServer, ServerConfig};
 use serde_json::{Value, json};
 
-use crate::client::{Server, demo};
+use crate::client::{Server, demo, wait_for};
 
 const CHAT: &str = "/v1/chat/completions";
 const TEXT: &str = "/v1/completions";
@@ -143,19 +145,20 @@ fn a_full_queue_is_429_and_says_when_to_come_again() {
     let inference = InferenceConfig { max_batch_size: 1, max_waiting: 1, ..Default::default() };
     let server = Server::with(ServerConfig::default(), inference);
     let body = json!({"prompt": "Once", "max_tokens": 400, "ignore_eos": true, "stream": true});
-    let first = server.begin(TEXT, &body); // it has a token, so it runs
-    let second = {
-        let mut stream = server.connect();
-        let json = [("content-type", "application/json")];
-        let request = crate::client::request("POST", TEXT, &json, body.to_string().as_bytes());
-        std::io::Write::write_all(&mut stream, &request).unwrap();
-        crate::client::wait_for("a request that waits", || server.model.stats().waiting == 1);
-        stream
-    };
-    let third = server.post(TEXT, &body);
-    assert_eq!(third.error(), (429, "queue_full".to_owned(), None));
-    assert_eq!(third.header("retry-after"), Some("1"));
-    drop((first, second));
+    let json = [("content-type", "application/json")];
+    let request = crate::client::request("POST", TEXT, &json, body.to_string().as_bytes());
+    wait_for("a refusal", || {
+        // One runs, one waits, and the others are too many, unless the first is done already.
+        let mut streams = [0; 4].map(|_| server.connect());
+        streams.iter_mut().for_each(|stream| stream.write_all(&request).unwrap());
+        let last = server.post(TEXT, &body);
+        if last.status == 200 {
+            return false;
+        }
+        assert_eq!(last.error(), (429, "queue_full".to_owned(), None));
+        assert_eq!(last.header("retry-after"), Some("1"));
+        true
+    });
     server.wait_until_idle();
     assert_eq!(server.post(TEXT, &json!({"prompt": "Once"})).status, 200);
 }

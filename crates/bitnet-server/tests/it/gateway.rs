@@ -9,7 +9,7 @@ const TEXT: &str = "/v1/completions";
 #[test]
 fn loads_are_those_of_the_engine() {
     let server = Server::start();
-    let body = json!({"prompt": "Once upon a time", "max_tokens": 480, "ignore_eos": true, "stream": true});
+    let body = json!({"prompt": "Once upon a time", "max_tokens": 480, "n": 32, "ignore_eos": true, "stream": true});
     let _running = server.begin(TEXT, &body);
     let found = server.get("/v1/loads?include=core,disagg,queues,memory").json();
     assert_eq!(
@@ -17,7 +17,12 @@ fn loads_are_those_of_the_engine() {
         (&json!(1), Some(1))
     );
     let load = &found["loads"][0];
-    assert_eq!((&load["num_running_reqs"], &load["num_waiting_reqs"]), (&json!(1), &json!(0)));
+    let (running, waiting) = (&load["num_running_reqs"], &load["num_waiting_reqs"]);
+    assert!(running.as_u64() > Some(0), "{load}");
+    assert_eq!(
+        load["num_total_reqs"].as_u64(),
+        Some(running.as_u64().unwrap() + waiting.as_u64().unwrap())
+    );
     assert_eq!(load["max_running_requests"], server.model.limits().max_batch_size);
     assert!(load["token_usage"].as_f64().unwrap() > 0.0);
     assert!(load["num_used_tokens"].as_u64() <= load["max_total_num_tokens"].as_u64());
