@@ -11,7 +11,7 @@ const TEXT: &str = "/v1/completions";
 const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
 
 /// Answers that take a second or so together.
-const MANY: u64 = 32;
+const MANY: u64 = 16;
 const TOKENS: u64 = 480;
 
 fn long(stream: bool) -> serde_json::Value {
