@@ -59,6 +59,24 @@ def completions(client, model):
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
+def likely(client, model):
+    asked = dict(model=model, messages=QUESTION, temperature=0, max_tokens=12, logprobs=True, top_logprobs=2)
+    choice = strict(client.chat.completions.create(**asked)).choices[0]
+    tokens = choice.logprobs.content
+    assert b"".join(bytes(token.bytes) for token in tokens).decode().strip() == choice.message.content.strip()
+    assert all(token.top_logprobs[0].logprob == token.logprob for token in tokens)
+    chunks = [strict(chunk) for chunk in client.chat.completions.create(**asked, stream=True)]
+    pieces = [choice.logprobs.content for chunk in chunks for choice in chunk.choices if choice.logprobs]
+    assert [token.token for piece in pieces for token in piece] == [token.token for token in tokens]
+    asked = dict(model=model, prompt="Once upon a time", max_tokens=4, temperature=0)
+    lists = client.completions.create(**asked, logprobs=1, echo=True).choices[0].logprobs  # the first is null, as OpenAI's
+    assert lists.token_logprobs[0] is None and len(lists.tokens) == len(lists.text_offset)
+    first = lists.tokens[-4]
+    ids = client.post("../tokenize", cast_to=object, body={"prompt": first, "add_special_tokens": False})["tokens"]
+    biased = client.completions.create(**asked, logit_bias={str(ids[0]): -100})
+    assert not biased.choices[0].text.startswith(first)
+
+
 def errors(client, model):
     def fails(kind, **changes):
         try:
@@ -115,7 +133,7 @@ def main(program):
         url = f"{server.url}/v1"
         client = OpenAI(base_url=url, api_key=KEY, max_retries=0)
         model = models(client)
-        for test in [chat, completions, errors, disconnect]:
+        for test in [chat, completions, likely, errors, disconnect]:
             test(client, model)
             print(f"openai {openai.__version__}: {test.__name__} passed")
         asyncio.run(many(url, model))
