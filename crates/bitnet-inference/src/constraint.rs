@@ -143,7 +143,7 @@ pub(crate) mod tests {
 
     impl Rules for Counting {
         fn allowed(&mut self) -> Result<TokenMask, SampleError> {
-            let words = (0b110u64 << self.0) as u32;
+            let words = (0b110 << self.0) & ((1 << 21) - 1);
             Ok(TokenMask { words: vec![words], may_end: self.0 > 0 && self.0.is_multiple_of(2) })
         }
 

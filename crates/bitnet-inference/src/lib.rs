@@ -12,6 +12,7 @@ pub mod error;
 pub mod format;
 #[cfg(feature = "grammar")]
 pub mod grammar;
+mod growth;
 pub mod handle;
 pub mod options;
 pub mod request;
@@ -33,7 +34,7 @@ pub use config::{EngineConfig, InferenceConfig};
 pub use constraint::{Constraint, Rules, TokenMask};
 pub use error::{EngineError, InvalidConfig};
 pub use format::{FormatError, ResponseFormat};
-pub use handle::{EngineHandle, Stepwise, spawn, spawn_observed};
+pub use handle::{EngineHandle, GivingBack, Stepwise, spawn, spawn_observed};
 pub use options::{Queue, RequestOptions};
 pub use request::{
     DraftStrategy, GenerationConfig, MAX_TOP_LOGPROBS, Request, SamplingParams, SamplingStrategy,

@@ -222,11 +222,17 @@ fn a_bias_changes_probabilities_by_its_exponential() {
 #[test]
 fn no_token_that_ends_the_text_is_drawn_before_the_least_number() {
     let config = GenerationConfig { min_tokens: 2, ..Default::default() };
-    let draw = |tokens: &[u32]| {
+    let logits = [5.0, 4.0, 3.0, 6.0];
+    // From the logits alone that are wanted, after tokens and a draft of which the first is the prompt.
+    let draw = |tokens: &[u32], draft: &[u32]| {
         let mut sampler = sampler(config.clone()).with_ends(&[3, 0, 3]);
-        sampler.draw(LogitRow::All(&[5.0, 4.0, 3.0, 6.0]), tokens, 1).unwrap()
+        let ids = sampler.wanted(tokens, draft, 1, &mut Vec::new()).of(&logits);
+        let some: Vec<f32> = ids.iter().map(|&id| logits[id as usize]).collect();
+        let row = LogitRow::Some { ids: &ids, logits: &some };
+        sampler.draw(row, &[tokens, draft].concat(), 1).unwrap()
     };
-    assert_eq!([draw(&[9]), draw(&[9, 1]), draw(&[9, 1, 1])], [1, 1, 3]);
+    assert_eq!([draw(&[9], &[]), draw(&[9, 1], &[]), draw(&[9, 1, 1], &[])], [1, 1, 3]);
+    assert_eq!([draw(&[9], &[1]), draw(&[9], &[1, 1])], [1, 3]);
 }
 
 #[test]

@@ -4,7 +4,10 @@ mod generate;
 #[cfg(feature = "grammar")]
 mod grammar;
 mod idle;
+mod kv_types;
 mod load;
+#[cfg(target_os = "linux")] // it asks the system
+mod memory;
 mod metrics;
 mod perplexity;
 mod response_cache;

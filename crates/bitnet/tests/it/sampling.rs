@@ -180,3 +180,13 @@ fn a_configuration_as_json_has_tokens_as_keys() {
     };
     assert_eq!(config, expected);
 }
+
+#[cfg(not(feature = "grammar"))]
+#[test]
+fn a_form_is_an_error_in_a_program_without_grammars() {
+    let request = bitnet::InferenceRequest::new(STORY, greedy(1))
+        .with_format(bitnet::ResponseFormat::Regex("a".into()));
+    let error = demo().submit(request).unwrap_err();
+    let expected = "a regular expression is asked for, but this program was built without grammars";
+    assert_eq!(error.to_string(), expected);
+}
