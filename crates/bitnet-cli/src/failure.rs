@@ -99,7 +99,10 @@ fn code_of_library(error: &Error) -> u8 {
     use EngineError::{EmptyPrompt, PromptTooLong, UnknownToken};
     match error {
         Error::Engine(EmptyPrompt | PromptTooLong { .. } | UnknownToken { .. }) => BAD_INPUT,
-        Error::Engine(_) | Error::Threads { .. } | Error::LoadingPanicked => FAILED,
+        Error::Engine(_)
+        | Error::Threads { .. }
+        | Error::MemoryLimit { .. }
+        | Error::LoadingPanicked => FAILED,
         _ => BAD_INPUT,
     }
 }

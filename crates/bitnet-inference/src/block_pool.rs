@@ -5,12 +5,18 @@
 //! shares the page and does not compute it again (automatic prefix caching: Kwon et al. 2023, vLLM). Tokens are compared and
 //! not hashes of them, so no two texts are ever mixed up. What nobody holds stays filed until its page is needed.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
+use bitnet_model::kv::PageLayout;
 use serde::{Deserialize, Serialize};
 
-/// Which of the filed pages that nobody holds is given to others first. Pages of one text go from its end on in any case.
+use crate::growth::Growth;
+
+/// Which of the filed pages that nobody holds is given to others first. Pages of one text go from its end on in any case; there is
+/// no sliding window, because what is kept of a text after a gap is never found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EvictionStrategy {
@@ -83,7 +89,7 @@ struct Page {
 pub struct PrefixStats {
     /// Pages that sequences did not compute because they were there.
     pub shared: u64,
-    /// Filed pages that were given to others.
+    /// Filed pages that were given to others, or back to the system.
     pub evicted: u64,
 }
 
@@ -101,6 +107,7 @@ pub struct BlockPool {
     releases: u64,
     filings: u64,
     stats: PrefixStats,
+    growth: Growth,
 }
 
 /// Smaller is given away first.
@@ -108,23 +115,74 @@ type Rank = (u64, u64);
 
 impl BlockPool {
     /// A pool of `pages` free pages.
-    pub fn new(pages: usize, strategy: EvictionStrategy) -> Self {
-        let count = u32::try_from(pages).expect("a cache has fewer pages than u32 can count");
-        Self {
+    pub fn new(pages: usize, strategy: EvictionStrategy, layout: PageLayout) -> Self {
+        let mut pool = Self {
             pages: (0..pages).map(|_| Page::default()).collect(),
-            free: (0..count).rev().collect(),
+            free: Vec::new(),
             filed: HashMap::new(),
             unheld: BTreeSet::new(),
             strategy,
             releases: 0,
             filings: 0,
             stats: PrefixStats::default(),
+            growth: Growth::new(layout, pages),
+        };
+        pool.clear();
+        pool
+    }
+
+    /// Takes all pages from their holders, and forgets what is in them.
+    pub fn clear(&mut self) {
+        self.pages.fill_with(Page::default);
+        self.filed.clear();
+        self.unheld.clear();
+        let count = u32::try_from(self.pages.len());
+        self.free = (0..count.expect("a cache has fewer pages than u32 can count")).collect();
+        self.sort_free();
+    }
+
+    /// Those come first that have their memory, and of the others those with the smaller numbers.
+    fn sort_free(&mut self) {
+        let Self { free, growth, .. } = self;
+        free.sort_unstable_by_key(|&page| Reverse((!growth.has(page), page)));
+    }
+
+    /// Lets pages that have never been written take so many more bytes from the system from now on; none stands for any number.
+    /// Pages that would take more cannot be had.
+    pub fn allow(&mut self, bytes: Option<u64>) {
+        self.growth.allow(bytes);
+    }
+
+    /// Whether pages are out of reach for want of memory.
+    pub fn is_limited(&self) -> bool {
+        self.growth.is_limited()
+    }
+
+    /// Bytes that the system has given for pages.
+    pub fn bytes(&self) -> usize {
+        self.growth.bytes()
+    }
+
+    /// Forgets what is only kept. Returns the pages whose memory may go back to the system, in ranges.
+    pub fn give_back(&mut self) -> Vec<Range<usize>> {
+        while let Some(page) = self.evict() {
+            self.free.push(page);
         }
+        let mut is_free = vec![false; self.pages.len()];
+        self.free.iter().for_each(|&page| is_free[page as usize] = true);
+        let ranges = self.growth.give_back(&is_free);
+        self.sort_free();
+        ranges
+    }
+
+    /// Pages that nobody holds.
+    pub fn unheld(&self) -> usize {
+        self.free.len() + self.unheld.len()
     }
 
     /// Pages that can be taken: those that are free, and those that are only kept.
     pub fn available(&self) -> usize {
-        self.free.len() + self.unheld.len()
+        self.growth.allowed(self.free.iter().rev().copied()) + self.unheld.len()
     }
 
     /// Pages that nobody holds but that are kept for their content.
@@ -144,7 +202,7 @@ impl BlockPool {
 
     /// A page whose content is of no more use, now held once.
     pub fn take(&mut self) -> Option<u32> {
-        let page = match self.free.pop() {
+        let page = match self.free.pop_if(|page| self.growth.write(*page)) {
             Some(page) => page,
             None => self.evict()?,
         };
@@ -262,7 +320,13 @@ mod tests {
     use super::*;
 
     fn pool(pages: usize) -> BlockPool {
-        BlockPool::new(pages, EvictionStrategy::Lru)
+        pool_with(pages, EvictionStrategy::Lru)
+    }
+
+    /// A page takes two bytes from the system.
+    fn pool_with(pages: usize, strategy: EvictionStrategy) -> BlockPool {
+        let layout = PageLayout { layers: 2, group: 1, group_bytes: 1, chunk_bytes: 1 };
+        BlockPool::new(pages, strategy, layout)
     }
 
     /// Files a text of pages that each have one token, and gives them back as a sequence does, the last one first.
@@ -352,7 +416,7 @@ mod tests {
     /// Texts 1-2 and 3-4 are kept, the first is used twice after that; then one page after the other is needed.
     #[track_caller]
     fn check_order(strategy: EvictionStrategy, uses: &[u32], expected: [u32; 4]) {
-        let mut pool = BlockPool::new(4, strategy);
+        let mut pool = pool_with(4, strategy);
         let names: Vec<u32> = [[1, 2], [3, 4]].iter().flat_map(|t| keep(&mut pool, t)).collect();
         for first in uses {
             let pages = find(&pool, &[*first, first + 1]);
@@ -373,6 +437,44 @@ mod tests {
         check_order(EvictionStrategy::Lfu, &[3, 3, 1], [2, 1, 4, 3]);
         check_order(EvictionStrategy::Lfu, &[3, 1], [4, 3, 2, 1]);
         check_order(EvictionStrategy::Fifo, &[1, 1], [2, 1, 4, 3]);
+    }
+
+    #[test]
+    fn what_is_kept_is_given_away_before_more_memory_is_taken_than_allowed() {
+        let mut pool = pool(9);
+        pool.allow(Some(5));
+        let kept = keep(&mut pool, &[1, 2]);
+        assert_eq!((pool.bytes(), pool.available()), (4, 2), "one byte is no page");
+        assert_eq!((pool.take(), pool.take(), pool.take()), (Some(kept[1]), Some(kept[0]), None));
+        pool.allow(Some(2));
+        assert_eq!((pool.available(), pool.take(), pool.take()), (1, Some(2), None));
+        pool.allow(None);
+        assert_eq!((pool.available(), pool.unheld()), (6, 6));
+    }
+
+    #[test]
+    fn memory_of_what_nobody_holds_goes_back_and_is_taken_last() {
+        let mut pool = pool(6);
+        let held = [0; 3].map(|_| pool.take().unwrap());
+        keep(&mut pool, &[1, 2]);
+        pool.release(held[1]);
+        assert_eq!((pool.bytes(), pool.kept()), (10, 2));
+        assert_eq!(pool.give_back(), [1..2, 3..6]);
+        assert_eq!((pool.bytes(), pool.kept(), pool.available()), (4, 0, 4));
+        assert_eq!(find(&pool, &[1]), [0; 0]);
+        pool.release(held[0]);
+        assert_eq!([0; 5].map(|_| pool.take()), [0, 1, 3, 4, 5].map(Some));
+    }
+
+    #[test]
+    fn a_pool_that_was_cleared_has_its_memory_and_begins_with_it() {
+        let mut pool = pool(4);
+        pool.take();
+        keep(&mut pool, &[1, 2]);
+        pool.clear();
+        assert_eq!((pool.bytes(), pool.kept(), pool.available()), (6, 0, 4));
+        pool.allow(Some(0));
+        assert_eq!([0; 4].map(|_| pool.take()), [Some(0), Some(1), Some(2), None]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bitnet_kernels::kv::{KvType, PAGE};
 use bitnet_model::config::ArchConfig;
-use bitnet_model::kv::page_bytes;
+use bitnet_model::kv::{PageLayout, page_bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::block_pool::EvictionStrategy;
@@ -98,6 +98,8 @@ pub struct Limits {
     pub prefix_cache: bool,
     /// Which of the pages go first that are kept for sequences to come.
     pub eviction: EvictionStrategy,
+    /// Where the cache takes memory.
+    pub layout: PageLayout,
 }
 
 impl EngineConfig {
@@ -135,6 +137,7 @@ impl EngineConfig {
             priority_step: Duration::from_millis(priority_step_ms),
             prefix_cache: self.inference.prefix_cache,
             eviction: self.inference.eviction_strategy,
+            layout: PageLayout::new(model, self.kv_dtype, pages),
         })
     }
 

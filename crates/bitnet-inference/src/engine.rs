@@ -57,7 +57,10 @@ struct Client {
     permit: Option<Permit>,
     score: bool,
     submitted: Instant,
-    /// When the last token was drawn.
+    /// When the first step began.
+    started: Option<Instant>,
+    /// When the first token was drawn, and the last.
+    first: Option<Instant>,
     last: Option<Instant>,
     deadline: Option<Instant>,
     /// To go on when nobody receives any more.
@@ -156,8 +159,9 @@ impl<B: Backend> Engine<B> {
     pub(crate) fn add(&mut self, Job { request, events, permit, submitted }: Job) {
         let score = matches!(request.work, Work::Score { .. });
         let RequestOptions { deadline, detached, .. } = request.options;
-        let (permit, last) = (Some(permit), None);
-        let client = Client { events, permit, score, submitted, last, deadline, detached };
+        let (permit, started, first, last) = (Some(permit), None, None, None);
+        let client =
+            Client { events, permit, score, submitted, started, first, last, deadline, detached };
         let generate = matches!(request.work, Work::Generate { .. });
         if generate && request.ids.len() == self.limits.max_seq_len {
             // There is no room for an answer.
@@ -172,7 +176,11 @@ impl<B: Backend> Engine<B> {
     /// Computes the next step of everything that is to be done. Returns the number of tokens computed.
     pub fn step(&mut self) -> usize {
         self.drop_unwanted();
+        self.scheduler.allow(self.memory_left());
         let working = self.scheduler.plan(&mut self.step.plan);
+        if !working && let Some((id, tokens)) = self.scheduler.without_memory() {
+            self.fail(id, EngineError::OutOfMemory { tokens });
+        }
         self.count();
         if !working {
             return 0;
@@ -197,6 +205,39 @@ impl<B: Backend> Engine<B> {
         let (tokens, sequences) = (batch.len(), plan.entries.len());
         tracing::trace!(tokens, sequences, seconds = time.as_secs_f64(), expected, "step");
         batch.len()
+    }
+
+    /// Bytes that the cache may take in the next step, if somebody limits that: what is left beside the working memory to come,
+    /// and beside pages that have been given out and not been written.
+    fn memory_left(&self) -> Option<u64> {
+        let left = self.observer.memory_left()?;
+        let Limits { max_batch_tokens, max_batch_size, layout, .. } = self.limits;
+        let scratch = self.model.scratch_bytes_at_most(max_batch_tokens, max_batch_size);
+        let scratch = scratch.saturating_sub(self.model.scratch_bytes(&self.scratch));
+        let unwritten = match self.scheduler.unwritten_pages() {
+            0 => 0,
+            pages => layout.bytes_of_pages(pages) + layout.bytes(1), // they need not begin with a chunk
+        };
+        Some(left.saturating_sub((scratch + unwritten) as u64))
+    }
+
+    /// Gives memory back to the system that no request needs now: of pages that are only kept, of working memory, and of layers
+    /// that can be read from their file again.
+    pub(crate) fn give_back(&mut self) {
+        let before = self.scheduler.pool().bytes();
+        for pages in self.scheduler.give_back() {
+            self.kv.give_back(&**self.model.backend(), &pages);
+        }
+        self.scratch = self.model.scratch();
+        self.model.give_back();
+        let bytes = before - self.scheduler.pool().bytes();
+        tracing::debug!(bytes, "gave memory of the key-value cache back");
+        self.count();
+    }
+
+    /// The addresses of the cache in this process's memory.
+    pub(crate) fn kv_memory(&self) -> Vec<std::ops::Range<usize>> {
+        self.kv.memory(&**self.model.backend())
     }
 
     /// After a panic in [`Self::step`]: begins anew with what was running and may be retried, and ends the rest with an error.
@@ -239,8 +280,10 @@ impl<B: Backend> Engine<B> {
         let pool = scheduler.pool();
         store(&counters.running, scheduler.running() as u64);
         store(&counters.kv_pages, pool.total() as u64);
-        store(&counters.kv_pages_used, (pool.total() - pool.available()) as u64);
+        store(&counters.kv_pages_used, (pool.total() - pool.unheld()) as u64);
         store(&counters.kv_pages_kept, pool.kept() as u64);
+        store(&counters.kv_bytes, pool.bytes() as u64);
+        store(&counters.scratch_bytes, self.model.scratch_bytes(&self.scratch) as u64);
         store(&counters.preemptions, scheduler.preemptions());
         store(&counters.evicted_pages, pool.stats().evicted);
         let [base, token, pair] = scheduler.step_model().costs().map(f64::to_bits);
@@ -262,6 +305,7 @@ impl<B: Backend> Engine<B> {
                 let (prompt, cached) = (sequence.prompt_len, sequence.cached.unwrap_or(0));
                 counters.prompt_tokens.fetch_add(prompt as u64, Ordering::Relaxed);
                 counters.cached_tokens.fetch_add(cached as u64, Ordering::Relaxed);
+                client.started = Some(at);
                 observer.started(at.saturating_duration_since(client.submitted));
                 let started = Event::Started { at, cached };
                 let _ = client.events.try_send(started); // whoever is gone is found in the next step
@@ -273,12 +317,22 @@ impl<B: Backend> Engine<B> {
     fn deliver(&mut self) {
         let Self { scheduler, clients, step, counters, observer, ended, .. } = self;
         let at = Instant::now();
+        for (entry, drawn) in step.plan.entries.iter().zip(&step.drawn) {
+            let accepted = drawn.saturating_sub(1);
+            counters.drafted_tokens.fetch_add(entry.draft.len() as u64, Ordering::Relaxed);
+            counters.accepted_tokens.fetch_add(accepted as u64, Ordering::Relaxed);
+        }
         scheduler.commit(&step.plan, &step.drawn, |id, tokens, finished| {
             let Some(client) = clients.get_mut(&id) else { return };
             if !tokens.is_empty() {
                 counters.generated_tokens.fetch_add(tokens.len() as u64, Ordering::Relaxed);
                 match client.last.replace(at) {
-                    None => observer.first_token(at.saturating_duration_since(client.submitted)),
+                    None => {
+                        client.first = Some(at);
+                        observer.first_token(at.saturating_duration_since(client.submitted));
+                        let began = client.started.unwrap_or(at);
+                        observer.prefilled(at.saturating_duration_since(began));
+                    }
                     Some(last) => observer.tokens(tokens.len(), at.saturating_duration_since(last)),
                 }
             }
@@ -318,6 +372,9 @@ impl Client {
     /// Tells the last event.
     fn end(self, last: Event, observer: &dyn Observer, at: Instant) {
         let after = at.saturating_duration_since(self.submitted);
+        if let (Some(first), Some(last)) = (self.first, self.last) {
+            observer.decoded(last.saturating_duration_since(first));
+        }
         match &last {
             Event::Finished(reason) => observer.ended(End::Generated(reason), after),
             Event::Failed(error) => observer.ended(End::Failed(error), after),

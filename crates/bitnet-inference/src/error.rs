@@ -84,6 +84,12 @@ pub enum EngineError {
         /// What was wrong.
         source: SampleError,
     },
+    /// What the request needs is more memory than there is, also when no other request has any.
+    #[error("there is no memory for the keys and values of {}", count(*.tokens))]
+    OutOfMemory {
+        /// Tokens so far, of prompt and answer.
+        tokens: usize,
+    },
     /// A computation broke off. The engine lives on.
     #[error("a bug in the engine ended this request: {message}")]
     Panicked {
@@ -129,6 +135,9 @@ impl EngineError {
             Self::DeadlineExceeded => {
                 "allow more time, send fewer requests at once, or give this one a higher priority"
                     .into()
+            }
+            Self::OutOfMemory { .. } => {
+                "shorten it, raise the memory limit, or try again when less memory is in use".into()
             }
             Self::TokenTimeout { .. } => {
                 "raise token_timeout_ms, or send fewer requests at once".into()

@@ -1,6 +1,7 @@
 //! An engine on a thread of its own, and the way to it from all others.
 
 use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,6 +28,7 @@ pub struct EngineHandle {
     limits: Limits,
     vocab_size: usize,
     profile: Arc<Profile>,
+    kv_memory: Arc<[Range<usize>]>,
 }
 
 /// What an engine is told.
@@ -35,6 +37,8 @@ enum Order {
     Work(Box<Job>),
     /// To compute as many steps as it receives here, and to tell when they are done, until there can be no more.
     Stepwise(mpsc::Receiver<usize>, mpsc::Sender<()>),
+    /// To give memory back that it does not need, and to tell when that is done.
+    GiveBack(mpsc::Sender<()>),
 }
 
 /// An engine that computes the steps that it is told to and no others, until this is dropped. See [`EngineHandle::stepwise`].
@@ -53,6 +57,17 @@ impl Stepwise {
     pub fn run(&self, steps: usize) -> Result<(), EngineError> {
         self.steps.send(steps).map_err(|_| EngineError::Stopped)?;
         self.done.recv().map_err(|_| EngineError::Stopped)
+    }
+}
+
+/// Memory that an engine is giving back. See [`EngineHandle::give_back`].
+#[derive(Debug)]
+pub struct GivingBack(mpsc::Receiver<()>);
+
+impl GivingBack {
+    /// Waits until that is done.
+    pub fn wait(self) {
+        let _ = self.0.recv(); // or the engine has ended
     }
 }
 
@@ -108,6 +123,7 @@ pub fn spawn_observed<B: Backend>(
     let (vocab_size, profile) = (model.config().vocab_size, Arc::clone(model.backend().profile()));
     let engine = Engine::new(model, config, observer)?;
     let (limits, counters) = (engine.limits(), Arc::clone(engine.counters()));
+    let kv_memory = engine.kv_memory().into();
     let (orders, queue) = channel::unbounded(); // bounded by the permits
     let refused = |error: std::io::Error| EngineError::Thread { message: error.to_string() };
     let (sender, attached) = mpsc::channel();
@@ -121,7 +137,8 @@ pub fn spawn_observed<B: Backend>(
     };
     thread::Builder::new().name("bitnet-engine".into()).spawn(work).map_err(refused)?;
     attached.recv().map_err(|_| EngineError::Stopped)?.map_err(refused)?;
-    Ok(EngineHandle { orders, waiting: Arc::default(), counters, limits, vocab_size, profile })
+    let waiting = Arc::default();
+    Ok(EngineHandle { orders, waiting, counters, limits, vocab_size, profile, kv_memory })
 }
 
 /// Takes orders and computes steps until nothing is left and nobody can bring more.
@@ -141,6 +158,10 @@ fn run<B: Backend>(mut engine: Engine<B>, queue: &Receiver<Order>) {
 fn follow<B: Backend>(engine: &mut Engine<B>, order: Order, queue: &Receiver<Order>) {
     match order {
         Order::Work(job) => engine.add(*job),
+        Order::GiveBack(done) => {
+            engine.give_back();
+            let _ = done.send(()); // nobody may wait
+        }
         Order::Stepwise(orders, done) => {
             while let Ok(steps) = orders.recv() {
                 for _ in 0..steps {
@@ -192,6 +213,19 @@ impl EngineHandle {
             waiting_tokens: tokens.load(Ordering::Relaxed),
             ..self.counters.read()
         }
+    }
+
+    /// The addresses of its key-value cache in this process's memory, which the system gives when they are first written.
+    pub fn kv_memory(&self) -> &[Range<usize>] {
+        &self.kv_memory
+    }
+
+    /// Has the engine give memory back to the system that no request needs at the moment: pages that are kept for requests to
+    /// come, and working memory. Returns at once, with something that waits until it is done, after the step under way.
+    pub fn give_back(&self) -> GivingBack {
+        let (sender, done) = mpsc::channel();
+        let _ = self.orders.try_send(Order::GiveBack(sender)); // an engine that has ended has nothing
+        GivingBack(done)
     }
 
     /// Sends a request to the engine. Dropping the receiver cancels it.

@@ -8,6 +8,7 @@ pub mod config;
 mod draft;
 pub mod engine;
 pub mod error;
+mod growth;
 pub mod handle;
 pub mod options;
 pub mod request;
@@ -27,7 +28,7 @@ mod wait_queue;
 pub use block_pool::EvictionStrategy;
 pub use config::{EngineConfig, InferenceConfig};
 pub use error::{EngineError, InvalidConfig};
-pub use handle::{EngineHandle, Stepwise, spawn, spawn_observed};
+pub use handle::{EngineHandle, GivingBack, Stepwise, spawn, spawn_observed};
 pub use options::{Queue, RequestOptions};
 pub use request::{
     DraftStrategy, GenerationConfig, Request, SamplingParams, SamplingStrategy, Work,

@@ -97,7 +97,7 @@ pub enum Finished {
 impl Scheduler {
     /// A scheduler with nothing to do and all pages free.
     pub fn new(limits: Limits) -> Self {
-        let pool = BlockPool::new(limits.pages, limits.eviction);
+        let pool = BlockPool::new(limits.pages, limits.eviction, limits.layout);
         Self {
             limits,
             pool,
@@ -146,7 +146,7 @@ impl Scheduler {
     /// After a step that broke off: frees all pages, as what is in the cache cannot be trusted any more. Sequences that may be
     /// computed anew wait for it; the others are forgotten, and returned.
     pub fn restart_running(&mut self) -> Vec<SeqId> {
-        self.pool = BlockPool::new(self.limits.pages, self.limits.eviction);
+        self.pool.clear();
         let mut failed = Vec::new();
         for mut sequence in std::mem::take(&mut self.running) {
             sequence.restart();
@@ -169,7 +169,30 @@ impl Scheduler {
 
     /// Pages that no sequence holds, those included that are kept for what is in them.
     pub fn free_pages(&self) -> usize {
-        self.pool.available()
+        self.pool.unheld()
+    }
+
+    /// Lets the cache take so many more bytes from the system in the next step; none stands for any number. Sequences make room
+    /// for one another as where there are no more pages.
+    pub fn allow(&mut self, bytes: Option<u64>) {
+        self.pool.allow(bytes);
+    }
+
+    /// Pages that sequences have for tokens still to be computed only, and that may not have their memory yet.
+    pub fn unwritten_pages(&self) -> usize {
+        let unwritten = |s: &Sequence| s.pages.len() - s.computed.div_ceil(PAGE).min(s.pages.len());
+        self.running.iter().map(unwritten).sum()
+    }
+
+    /// After a plan with nothing in it: the sequence that can never run as there is no memory for it, and its tokens.
+    pub fn without_memory(&self) -> Option<(SeqId, usize)> {
+        let first = self.waiting.first().filter(|_| self.pool.is_limited())?;
+        Some((first.id, first.tokens.len()))
+    }
+
+    /// Forgets what is only kept. Returns the pages whose memory may go back to the system, in ranges.
+    pub fn give_back(&mut self) -> Vec<std::ops::Range<usize>> {
+        self.pool.give_back()
     }
 
     /// How many sequences run.

@@ -22,6 +22,10 @@ pub struct EngineStats {
     pub kv_pages_used: usize,
     /// Pages that nobody holds, kept for requests to come.
     pub kv_pages_kept: usize,
+    /// Bytes that the system has given for pages, in this process's memory.
+    pub kv_bytes: usize,
+    /// Bytes of working memory.
+    pub scratch_bytes: usize,
     /// Steps.
     pub steps: u64,
     /// Tokens of prompts of the requests that have begun.
@@ -30,9 +34,13 @@ pub struct EngineStats {
     pub cached_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Tokens of drafts that were computed.
+    pub drafted_tokens: u64,
+    /// Those of them that stood.
+    pub accepted_tokens: u64,
     /// How often a request that ran had to make room.
     pub preemptions: u64,
-    /// Pages with content that were given to others.
+    /// Pages with content that were given to others, or back to the system.
     pub evicted_pages: u64,
     /// Steps that broke off.
     pub failed_steps: u64,
@@ -48,10 +56,14 @@ pub(crate) struct Counters {
     pub kv_pages: AtomicU64,
     pub kv_pages_used: AtomicU64,
     pub kv_pages_kept: AtomicU64,
+    pub kv_bytes: AtomicU64,
+    pub scratch_bytes: AtomicU64,
     pub steps: AtomicU64,
     pub prompt_tokens: AtomicU64,
     pub cached_tokens: AtomicU64,
     pub generated_tokens: AtomicU64,
+    pub drafted_tokens: AtomicU64,
+    pub accepted_tokens: AtomicU64,
     pub preemptions: AtomicU64,
     pub evicted_pages: AtomicU64,
     pub failed_steps: AtomicU64,
@@ -72,10 +84,14 @@ impl Counters {
             kv_pages: size(&self.kv_pages),
             kv_pages_used: size(&self.kv_pages_used),
             kv_pages_kept: size(&self.kv_pages_kept),
+            kv_bytes: size(&self.kv_bytes),
+            scratch_bytes: size(&self.scratch_bytes),
             steps: get(&self.steps),
             prompt_tokens: get(&self.prompt_tokens),
             cached_tokens: get(&self.cached_tokens),
             generated_tokens: get(&self.generated_tokens),
+            drafted_tokens: get(&self.drafted_tokens),
+            accepted_tokens: get(&self.accepted_tokens),
             preemptions: get(&self.preemptions),
             evicted_pages: get(&self.evicted_pages),
             failed_steps: get(&self.failed_steps),
@@ -84,18 +100,27 @@ impl Counters {
     }
 }
 
-/// One who is told of moments, on the engine's thread: it must neither wait nor take long.
+/// One who is told of moments and may limit memory, on the engine's thread: it must neither wait nor take long.
 pub trait Observer: Send + Sync {
     /// A request's first step begins, so long after it was submitted.
     fn started(&self, _waited: Duration) {}
     /// A generation has its first token, so long after it was submitted.
     fn first_token(&self, _after: Duration) {}
+    /// The same generation's prompt took so long, from its first step to its first token.
+    fn prefilled(&self, _time: Duration) {}
+    /// A generation is over whose further tokens took so long, from its first token to its last.
+    fn decoded(&self, _time: Duration) {}
     /// A generation has further tokens, so long after the ones before.
     fn tokens(&self, _count: usize, _after: Duration) {}
     /// A request is over, so long after it was submitted.
     fn ended(&self, _end: End<'_>, _after: Duration) {}
     /// A step of so many tokens for so many requests was computed.
     fn step(&self, _tokens: usize, _requests: usize, _time: Duration) {}
+    /// Asked before each step: bytes that the process may take from the system, if there is a limit. Requests for which there
+    /// are none make room for one another, and fail where that is not enough; answers do not change.
+    fn memory_left(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// How a request ended.

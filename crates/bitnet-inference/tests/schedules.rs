@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use bitnet_inference::engine::Event;
 use bitnet_inference::{
     EngineConfig, EngineError, EngineHandle, FinishReason, GenerationConfig, InferenceConfig,
-    Request, Work, spawn,
+    Observer, Request, Work, spawn_observed,
 };
 use bitnet_kernels::cpu::CpuBackend;
 use bitnet_kernels::cpu::isa::Isa;
@@ -38,6 +38,10 @@ fn request(first: u32) -> Request {
 
 /// An engine with room for two short sequences.
 fn engine(max_waiting: usize) -> EngineHandle {
+    observed(max_waiting, Arc::new(()))
+}
+
+fn observed(max_waiting: usize, observer: Arc<dyn Observer>) -> EngineHandle {
     let page = page_bytes(MODEL.config(), KvType::F32);
     let inference = InferenceConfig {
         max_batch_size: 2,
@@ -46,7 +50,7 @@ fn engine(max_waiting: usize) -> EngineHandle {
         ..Default::default()
     };
     let config = EngineConfig { max_seq_len: 64, kv_dtype: KvType::F32, inference };
-    spawn(Arc::clone(&MODEL), &config).unwrap()
+    spawn_observed(Arc::clone(&MODEL), &config, observer).unwrap()
 }
 
 type Tokens = Vec<u32>;
@@ -171,5 +175,49 @@ fn the_engine_ends_with_its_last_handle_and_after_its_last_answer() {
         assert_eq!(answer(|| second.recv_blocking().ok()).0, EXPECTED[1]);
         assert!(second.recv_blocking().is_err(), "the engine's end of it is gone");
         // An engine that would wait for ever is a deadlock, which ends the test.
+    });
+}
+
+/// The system as it has no memory in a third of all steps.
+struct Refusing;
+
+impl Observer for Refusing {
+    fn memory_left(&self) -> Option<u64> {
+        shuttle::rand::thread_rng().gen_bool(0.3).then_some(0)
+    }
+}
+
+#[test]
+fn memory_that_is_refused_or_given_back_changes_no_token() {
+    explore(|| {
+        let engine = observed(8, Arc::new(Refusing));
+        let clients: Vec<_> = (0..3u32)
+            .map(|client| {
+                let engine = engine.clone();
+                thread::spawn(move || {
+                    let events = engine.submit(request(client)).unwrap();
+                    let (expected, mut found) = (&EXPECTED[client as usize], Vec::new());
+                    loop {
+                        match events.recv_blocking().unwrap() {
+                            Event::Token { id, .. } => found.push(id),
+                            Event::Finished(_) => break assert_eq!(found, *expected),
+                            Event::Failed(EngineError::OutOfMemory { tokens }) => {
+                                assert!(expected.starts_with(&found) && tokens == 3 + found.len());
+                                break;
+                            }
+                            Event::Started { .. } => {}
+                            other => panic!("{other:?}"),
+                        }
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..2 {
+            engine.give_back().wait();
+        }
+        clients.into_iter().for_each(|client| client.join().unwrap());
+        check_nothing_is_held(&engine);
+        engine.give_back().wait();
+        assert_eq!((engine.stats().kv_bytes, engine.stats().kv_pages_kept), (0, 0));
     });
 }

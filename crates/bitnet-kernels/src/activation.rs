@@ -1,6 +1,7 @@
 //! int8 activations with a scale and a sum per row, as BitLinear defines them.
 
 use crate::cpu::packed::Packing;
+use crate::memory::heap_bytes;
 
 /// Rows of activations, each quantized on its own: `q = round_half_even(x · scale)`, `scale = 127 / max(|x|, 1e-5)`.
 ///
@@ -47,6 +48,11 @@ impl QuantizedRows {
             all.sum[row] = source.iter().map(|&q| i32::from(q)).sum();
         }
         all
+    }
+
+    /// Bytes in use, with those kept for later.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        heap_bytes(&self.values) + heap_bytes(&self.scale) + heap_bytes(&self.sum)
     }
 
     /// Number of rows (tokens).

@@ -114,6 +114,20 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn kv_layer(&self, shape: KvShape) -> Self::KvLayer;
     /// Empty working memory.
     fn scratch(&self) -> Self::Scratch;
+    /// A ternary matrix as it lies in this process's memory, for those who count that; nothing on a device with its own.
+    fn ternary_memory<'a>(&self, w: &'a Self::Ternary) -> &'a [u8];
+    /// The same of an embedding table.
+    fn dense_memory<'a>(&self, table: &'a Self::Dense) -> &'a [u8];
+    /// The same of an output head, which may lie in several places.
+    fn head_memory<'a>(&self, head: &'a Self::Head) -> Vec<&'a [u8]>;
+    /// The same of a layer's keys and values, whether they have ever been written or not.
+    fn kv_memory<'a>(&self, kv: &'a Self::KvLayer) -> &'a [u8];
+    /// Gives memory of pages back to the system whose content is of no use any more; they may be written again.
+    fn give_back(&self, kv: &mut Self::KvLayer, pages: Range<usize>);
+    /// Bytes of this process's memory that activations have.
+    fn activation_bytes(&self, x: &Self::Activations) -> usize;
+    /// The same of working memory.
+    fn scratch_bytes(&self, scratch: &Self::Scratch) -> usize;
     /// A copy of the activations in host memory, for tools and tests.
     fn download(&self, x: &Self::Activations) -> Vec<f32>;
 

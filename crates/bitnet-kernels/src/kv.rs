@@ -11,6 +11,7 @@
 //! elements, `[PAGE / 4, BLOCK, 4 positions]`. There `head_dim` is rounded up to a multiple of sixteen.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use crate::memory::{Line, Lines};
@@ -186,6 +187,29 @@ impl KvLayer {
         self.shape
     }
 
+    /// All bytes, whether they have ever been written or not.
+    pub fn bytes(&self) -> &[u8] {
+        self.data.bytes()
+    }
+
+    /// Gives the memory of pages back to the system whose content is of no use any more, as far as they are whole groups.
+    ///
+    /// # Panics
+    /// If there are no such pages.
+    pub fn give_back(&mut self, pages: Range<usize>) {
+        assert!(pages.end <= self.shape.pages, "pages {pages:?} of {}", self.shape.pages);
+        // The last group may have fewer pages than others.
+        let end = if pages.end == self.shape.pages {
+            pages.end.div_ceil(GROUP)
+        } else {
+            pages.end / GROUP
+        };
+        let (start, bytes) = (pages.start.div_ceil(GROUP), self.shape.group_bytes());
+        if start < end {
+            self.data.give_back(start * bytes..end * bytes);
+        }
+    }
+
     /// One head's share of a page.
     pub fn part(&self, page: usize, head: usize) -> KvPart<'_> {
         let len = self.shape.share_bytes();
@@ -338,6 +362,20 @@ mod tests {
             }
             assert!(layer.part(10, 1).keys().iter().all(|&x| x == 0));
         }
+    }
+
+    #[test]
+    fn pages_given_back_are_whole_groups_and_others_stay() {
+        let mut layer = KvLayer::new(KvShape { pages: 14, ..shape(128, KvType::F32) });
+        let firsts =
+            |layer: &KvLayer| (0..14).map(|page| layer.part(page, 1).values()[0]).collect();
+        layer.groups_mut().fill(1);
+        layer.give_back(3..13); // pages 4 to 11
+        let (all, found): (Vec<u8>, Vec<u8>) = (vec![1; 14], firsts(&layer));
+        assert!(found == all || found == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]); // where it is no Linux
+        layer.give_back(12..14);
+        assert!(!cfg!(target_os = "linux") || firsts(&layer)[12..] == [0, 0]);
+        assert_eq!(firsts(&layer)[..4], [1; 4]);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use crate::memory::heap_bytes;
+
 /// Which of a token's logits are wanted.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Wanted {
@@ -135,6 +137,12 @@ impl<'a> LogitRow<'a> {
 }
 
 impl Logits {
+    /// Bytes in use, with those kept for later.
+    pub fn heap_bytes(&self) -> usize {
+        let floats = [&self.whole, &self.peaks, &self.some].map(heap_bytes);
+        floats.iter().sum::<usize>() + heap_bytes(&self.ids) + heap_bytes(&self.rows)
+    }
+
     /// Whole rows, `[rows, vocab_size]`.
     ///
     /// # Panics

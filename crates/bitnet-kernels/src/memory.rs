@@ -18,7 +18,7 @@ use memmap2::{MmapOptions, MmapRaw};
 pub struct Line(pub(crate) [u8; 64]);
 
 /// The size of a large page on x86-64 and, with pages of 4 KiB, on aarch64.
-const LARGE_PAGE: usize = 2 << 20;
+pub const LARGE_PAGE: usize = 2 << 20;
 
 /// How much address space a mapping of an [`Arena`] takes at least. What is not written to costs nothing.
 const CHUNK: usize = 32 << 20;
@@ -110,6 +110,33 @@ impl Lines {
         let whole = bytes.len().is_multiple_of(64) && bytes.as_ptr().addr().is_multiple_of(64);
         let len = bytes.len();
         whole.then_some(Self { memory: Memory::Shared(bytes), start: 0, len })
+    }
+
+    /// Gives the memory of a range of bytes back to the system, as far as it is whole pages. What is in the range then is of
+    /// no use: zeros, or what was there before. It may be used again at once, and is taken from the system anew.
+    ///
+    /// # Panics
+    /// If the range does not lie in the bytes.
+    pub fn give_back(&mut self, range: Range<usize>) {
+        assert!(range.start <= range.end && range.end <= self.len);
+        #[cfg(target_os = "linux")]
+        if let Memory::Own(mapping) = &self.memory {
+            use rustix::mm::{Advice, madvise};
+
+            let (page, base) = (rustix::param::page_size(), mapping.as_ptr().addr() + self.start);
+            let begin = (base + range.start).next_multiple_of(page);
+            let end = (base + range.end) / page * page;
+            if begin >= end {
+                return;
+            }
+            let first = mapping.as_mut_ptr().wrapping_add(begin - mapping.as_ptr().addr());
+            // SAFETY: the pages lie in the range of bytes that only `self` has, which is borrowed to be written; of anonymous
+            // memory the advice makes zeros.
+            if let Err(error) = unsafe { madvise(first.cast(), end - begin, Advice::LinuxDontNeed) }
+            {
+                tracing::debug!(%error, "the system does not take memory back");
+            }
+        }
     }
 
     /// The lines as bytes.
@@ -210,9 +237,53 @@ pub fn will_need(bytes: &[u8]) {
     let _ = bytes; // the system finds out by itself
 }
 
+/// Bytes that a vector has from the system, used or not.
+pub(crate) fn heap_bytes<T>(vec: &Vec<T>) -> usize {
+    vec.capacity() * size_of::<T>()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What the system has given of these bytes, which begin and end with pages.
+    #[cfg(target_os = "linux")]
+    fn given(bytes: &[u8]) -> usize {
+        use std::os::unix::fs::FileExt;
+
+        let page = rustix::param::page_size();
+        let mut entries = vec![0; bytes.len() / page * 8];
+        let map = std::fs::File::open("/proc/self/pagemap").unwrap();
+        map.read_exact_at(&mut entries, (bytes.as_ptr().addr() / page * 8) as u64).unwrap();
+        let entries = entries.as_chunks().0.iter().map(|&entry| u64::from_ne_bytes(entry));
+        entries.filter(|entry| entry >> 63 == 1).count() * page
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn memory_goes_back_to_the_system_and_its_neighbours_stay() {
+        let mut lines = Lines::zeroed(4 * LARGE_PAGE / 64);
+        lines.bytes_mut().fill(7);
+        let (from, to) = (LARGE_PAGE / 2 + 100, 3 * LARGE_PAGE - 100);
+        assert_eq!(given(lines.bytes()), 4 * LARGE_PAGE);
+        lines.give_back(from..to);
+        let page = rustix::param::page_size();
+        let whole = to / page * page - from.next_multiple_of(page);
+        assert_eq!(given(lines.bytes()), 4 * LARGE_PAGE - whole);
+        assert!(lines.bytes()[..from].iter().chain(&lines.bytes()[to..]).all(|&byte| byte == 7));
+        lines.bytes_mut()[LARGE_PAGE] = 9;
+        assert_eq!(lines.bytes()[LARGE_PAGE..][..2], [9, 0]);
+        lines.give_back(5..page + 4); // no whole page
+        assert!(lines.bytes()[..page + 4].iter().all(|&byte| byte == 7));
+    }
+
+    #[test]
+    fn nothing_is_given_back_of_shared_bytes() {
+        let mut lines = Lines::shared(Bytes::from(vec![7; 8192])).unwrap_or(Lines::zeroed(128));
+        let before = lines.bytes().to_vec();
+        lines.give_back(0..8192);
+        assert_eq!(lines.bytes(), before);
+    }
 
     #[test]
     fn ranges_are_zeroed_aligned_and_apart() {

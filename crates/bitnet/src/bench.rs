@@ -7,7 +7,8 @@
 //!
 //! [`run`] measures a model, [`kernel::run`] one product of a given shape, [`ablation::run`] what each step from the plainest
 //! code to the fastest brings, and [`load::run`] how a model gets into memory. [`modes::run`] compares ways to answer several prompts,
-//! [`phases::run`] says where the time of a step goes, and [`traffic::run`] how requests fare that come at their own times.
+//! [`phases::run`] says where the time of a step goes, [`traffic::run`] how requests fare that come at their own times,
+//! and [`overhead::run`] what the engine adds to the model.
 
 pub mod ablation;
 mod advice;
@@ -20,6 +21,7 @@ pub mod load;
 mod machine;
 mod measure;
 pub mod modes;
+pub mod overhead;
 pub mod phases;
 mod plan;
 mod probes;

@@ -29,6 +29,7 @@ use crate::config::{LoadingStrategy, ModelConfig};
 use crate::error::Error;
 use crate::info::{self, ModelInfo};
 use crate::lock::{self, MemoryLock};
+use crate::memory;
 use crate::metrics::MetricsCollector;
 use crate::model::{BitNetModel, Observed, Weights};
 
@@ -253,6 +254,9 @@ impl ModelBuilder {
         let tokenizer = tokenizer(&checkpoint)?;
         let engine = self.config.engine(&self.inference, arch.max_position_embeddings)?;
         let limits = engine.limits(&arch)?; // before the work of loading
+        if kept.is_none() {
+            memory::check_weights(self.weight_bytes(&checkpoint))?;
+        }
         self.metrics.as_ref().map_or(Ok(()), MetricsCollector::open)?;
         let threads = plan.threads();
         let backend = CpuBackend::with_plan(isa, plan)
@@ -281,6 +285,23 @@ impl ModelBuilder {
         );
         let weights = Weights { model, asked: self.config.clone() };
         Ok(BitNetModel::new(weights, handle, Arc::new(tokenizer), info, observed))
+    }
+
+    /// Bytes of memory that the weights will take, about: of an embedding in a mapped file only what is used is read.
+    fn weight_bytes(&self, checkpoint: &Checkpoint) -> u64 {
+        let arch = checkpoint.config();
+        let values = (arch.vocab_size * arch.hidden_size) as u64;
+        let (_, stored) = info::tensors(checkpoint);
+        let head = match self.config.head {
+            HeadType::Int8 => values,
+            HeadType::TwoStage => values + values / 4,
+            HeadType::File if stored.head > 0 => stored.head,
+            HeadType::File => stored.embedding,
+        };
+        let is_read = !self.config.use_mmap;
+        let packed = if self.config.packing == Some(Packing::FiveTrits) { 5 } else { 4 };
+        let table = if is_read { stored.embedding } else { 0 };
+        ternary_weights(arch) / packed + head + table + stored.other
     }
 
     /// The model on this backend, with the weights that are kept or with others, which are kept from now on.

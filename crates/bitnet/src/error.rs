@@ -78,6 +78,16 @@ pub enum Error {
         /// The queues that are there.
         known: Vec<String>,
     },
+    /// A request or a model needs more memory than [`MemoryMonitor::set_limit`](crate::MemoryMonitor::set_limit) allows now.
+    #[error("{needed} bytes of memory are needed, and {in_use} of {limit} are in use")]
+    MemoryLimit {
+        /// Bytes that it would take, at most.
+        needed: u64,
+        /// Bytes that the process has in memory.
+        in_use: u64,
+        /// Bytes that it may have.
+        limit: u64,
+    },
     /// Nobody said which model to take.
     #[error("there is no default model: BITNET_MODEL is not set, and no demo model is built in")]
     NoModel,
@@ -125,6 +135,10 @@ impl Error {
             Self::Lock(error) => Some(error.help().into()),
             Self::UnknownQueue { .. } => Some(
                 "add it with RequestScheduler::add_queue, and send the request through that".into(),
+            ),
+            Self::MemoryLimit { .. } => Some(
+                "try again when other requests have ended, ask for fewer tokens, or raise the limit"
+                    .into(),
             ),
             Self::Metrics { .. } => Some(
                 "give HOST:PORT with a port that nobody uses; port 0 takes any that is free".into(),

@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use async_channel::Receiver;
 use bitnet_inference::config::Limits;
+use bitnet_inference::engine::Event;
+use bitnet_inference::handle::collect_rows;
 use bitnet_inference::{
     EngineHandle, EngineStats, Generation, GenerationConfig, InferenceConfig, Observer, Output,
     Request, RequestOptions, StreamingConfig, Work, spawn_observed,
@@ -22,6 +25,7 @@ use crate::builder::ModelBuilder;
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::info::ModelInfo;
+use crate::memory;
 use crate::metrics::MetricsCollector;
 use crate::metrics::recorder::{Fan, Windows};
 use crate::perplexity::{self, Perplexity, PerplexityInput, PerplexityMethod, PerplexityProgress};
@@ -139,6 +143,7 @@ impl BitNetModel {
         let watched = metrics.clone().zip(fan.recorder.clone());
         let inner = Inner { id, weights, engine, tokenizer, info, stop_ids, head, observed };
         let model = Self(Arc::new(inner));
+        memory::watch(Arc::downgrade(&model.0));
         if let Some((metrics, recorder)) = watched {
             metrics.watch(Arc::downgrade(&model.0), recorder);
         }
@@ -367,10 +372,16 @@ impl BitNetModel {
         };
         let max_new_tokens = config.max_new_tokens;
         let work = Work::Generate { sampling, max_new_tokens, stop_ids };
-        let events = self.0.engine.submit(Request { ids: ids.clone(), work, options })?;
+        let events = self.order(Request { ids: ids.clone(), work, options })?;
         let decoder = prompt.decoder(&self.0.tokenizer);
         let stop = config.stop.clone();
         GenerationStream::new(Generation::new(events, decoder, stop, ids, submitted), streaming)
+    }
+
+    /// Sends a request to the engine, if there is memory for it.
+    pub(crate) fn order(&self, request: Request) -> Result<Receiver<Event>, Error> {
+        memory::check(self, request.ids.len(), &request.work)?;
+        Ok(self.0.engine.submit(request)?)
     }
 
     /// The tokens of a prompt, as [`generate`](Self::generate) would continue them.
@@ -380,7 +391,8 @@ impl BitNetModel {
 
     /// The logits after each of the tokens. Blocks.
     pub fn logits(&self, ids: &[u32]) -> Result<Logits, Error> {
-        let data = self.0.engine.logits(ids.to_vec(), 0)?;
+        let events = self.order(Request::new(ids.to_vec(), Work::Logits { from: 0 }))?;
+        let data = collect_rows(&events)?;
         Ok(Logits { tokens: ids.len(), vocab: self.config().vocab_size, data })
     }
 
@@ -437,5 +449,15 @@ impl BitNetModel {
 
     pub(crate) fn engine(&self) -> &EngineHandle {
         &self.0.engine
+    }
+
+    pub(crate) fn weights(&self) -> &Model<CpuBackend> {
+        &self.0.weights.model
+    }
+
+    /// Bytes of working memory that its engine comes to have.
+    pub(crate) fn scratch_bytes_at_most(&self) -> usize {
+        let limits = self.0.engine.limits();
+        self.weights().scratch_bytes_at_most(limits.max_batch_tokens, limits.max_batch_size)
     }
 }

@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 
 use bitnet_inference::Observer;
 
+use crate::memory::GB;
 use crate::metrics::recorder::ALL_MODELS;
 use crate::model::BitNetModel;
 use crate::process::ProcessMemory;
 
-/// Bytes of what is called GB here and in the guides: 1024³.
-const GB: f64 = (1u64 << 30) as f64;
 /// How often the system is asked for the process's memory at most.
 const LOOK: Duration = Duration::from_millis(10);
 /// Times of tokens that are kept; beyond, percentiles are those of a sample that has the newest.

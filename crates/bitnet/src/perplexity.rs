@@ -178,7 +178,7 @@ pub(crate) fn measure(
     loop {
         while running.len() < IN_FLIGHT {
             let Some(Window { ids, from }) = windows.next() else { break };
-            running.push_back(model.engine().submit(Request::new(ids, Work::Score { from }))?);
+            running.push_back(model.order(Request::new(ids, Work::Score { from }))?);
         }
         let Some(first) = running.pop_front() else { return Ok(sums.result()) };
         sums.add(&collect_rows(&first)?);

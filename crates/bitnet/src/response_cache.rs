@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use async_channel::{Receiver, Sender};
@@ -52,7 +52,7 @@ pub struct ResponseCache {
     ttl: Option<Duration>,
     sampled: bool,
     clock: Box<dyn Fn() -> Instant + Send + Sync>,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 /// An answer, and whether it was there already.
@@ -69,6 +69,8 @@ pub struct CachedOutput {
 pub struct CacheStats {
     /// Answers in it.
     pub entries: usize,
+    /// Bytes that they take, about.
+    pub bytes: u64,
     /// Times that an answer was there.
     pub hits: u64,
     /// Times that one had to be made; requests that may not be kept are not counted.
@@ -93,6 +95,66 @@ struct Entry {
     output: Arc<Output>,
     made: Instant,
     turn: u64,
+    bytes: u64,
+}
+
+/// All caches of the process, and what those have done that are gone.
+static ALL: Mutex<(Vec<Weak<Mutex<State>>>, CacheStats)> =
+    Mutex::new((Vec::new(), CacheStats { entries: 0, bytes: 0, hits: 0, misses: 0, evictions: 0 }));
+
+/// What all caches of the process have, and have done since it began.
+pub(crate) fn totals() -> CacheStats {
+    let all = lock(&ALL);
+    let caches = all.0.iter().filter_map(Weak::upgrade);
+    caches.fold(all.1, |sum, state| sum.plus(lock(&state).stats()))
+}
+
+/// Has all caches of the process forget their answers.
+pub(crate) fn clear_all() {
+    let caches: Vec<_> = lock(&ALL).0.iter().filter_map(Weak::upgrade).collect();
+    caches.iter().for_each(|state| lock(state).clear());
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl CacheStats {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            entries: self.entries + other.entries,
+            bytes: self.bytes + other.bytes,
+            hits: self.hits + other.hits,
+            misses: self.misses + other.misses,
+            evictions: self.evictions + other.evictions,
+        }
+    }
+}
+
+impl State {
+    fn stats(&self) -> CacheStats {
+        CacheStats { entries: self.entries.len(), ..self.stats }
+    }
+
+    /// Forgets all answers.
+    fn clear(&mut self) {
+        (self.entries, self.order) = Default::default();
+        self.stats.bytes = 0;
+    }
+
+    /// Forgets an answer that is there.
+    fn remove(&mut self, key: &Key) {
+        let Some(entry) = self.entries.remove(key) else { return };
+        self.order.remove(&entry.turn);
+        self.stats.bytes -= entry.bytes;
+    }
+}
+
+/// Bytes of an answer and of what was asked, in a map and a list.
+fn bytes(key: &Key, output: &Output) -> u64 {
+    let ids = key.ids.len() + output.prompt_ids.len() + output.ids.len();
+    let fixed = size_of::<Key>() + size_of::<Entry>() + size_of::<Output>() + 128;
+    (ids * size_of::<u32>() + key.config.len() + output.text.len() + fixed) as u64
 }
 
 #[derive(Default)]
@@ -128,6 +190,17 @@ impl Drop for Flight<'_> {
     }
 }
 
+impl Drop for ResponseCache {
+    /// What it has done still counts for the process.
+    fn drop(&mut self) {
+        let CacheStats { hits, misses, evictions, .. } = self.stats();
+        let mut all = lock(&ALL);
+        let gone = Arc::as_ptr(&self.state);
+        all.0.retain(|state| !std::ptr::eq(state.as_ptr(), gone));
+        all.1 = all.1.plus(CacheStats { hits, misses, evictions, ..Default::default() });
+    }
+}
+
 impl Deref for CachedOutput {
     type Target = Output;
 
@@ -156,52 +229,55 @@ impl fmt::Debug for ResponseCache {
 impl ResponseCache {
     /// A cache for a thousand answers, which do not grow too old.
     pub fn new(strategy: CacheStrategy) -> Self {
+        let state = Arc::default();
+        lock(&ALL).0.push(Arc::downgrade(&state));
         Self {
             strategy,
             max_size: 1000,
             ttl: None,
             sampled: false,
             clock: Box::new(Instant::now),
-            state: Mutex::default(),
+            state,
         }
     }
 
     /// Answers that it has room for; with 0 it keeps nothing, and what is asked at the same time is still computed once each.
-    pub fn max_size(self, max_size: usize) -> Self {
-        Self { max_size, ..self }
+    pub fn max_size(mut self, max_size: usize) -> Self {
+        self.max_size = max_size;
+        self
     }
 
     /// How long an answer is given again after it was made.
-    pub fn ttl(self, ttl: Duration) -> Self {
-        Self { ttl: Some(ttl), ..self }
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
     }
 
     /// Whether answers are kept that were drawn by chance without a seed, so that the same answer is given again where
     /// another one would have come.
-    pub fn cache_sampled(self, sampled: bool) -> Self {
-        Self { sampled, ..self }
+    pub fn cache_sampled(mut self, sampled: bool) -> Self {
+        self.sampled = sampled;
+        self
     }
 
     /// Tells the time by another clock.
-    pub fn with_clock(self, clock: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
-        Self { clock: Box::new(clock), ..self }
+    pub fn with_clock(mut self, clock: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
+        self.clock = Box::new(clock);
+        self
     }
 
     /// What it has done so far.
     pub fn stats(&self) -> CacheStats {
-        let state = self.state();
-        CacheStats { entries: state.entries.len(), ..state.stats }
+        self.state().stats()
     }
 
     /// Forgets all answers.
     pub fn clear(&self) {
-        let mut state = self.state();
-        state.entries.clear();
-        state.order.clear();
+        self.state().clear();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn keeps(&self, config: &GenerationConfig) -> bool {
@@ -211,7 +287,7 @@ impl ResponseCache {
     fn look(&self, key: &Arc<Key>) -> Found<'_> {
         let now = (self.clock)();
         let mut guard = self.state();
-        let State { entries, order, turns, under_way, stats } = &mut *guard;
+        let State { entries, order, turns, stats, .. } = &mut *guard;
         if let Some(entry) = entries.get_mut(key) {
             let is_old = |ttl: Duration| now.saturating_duration_since(entry.made) >= ttl;
             if !self.ttl.is_some_and(is_old) {
@@ -224,9 +300,9 @@ impl ResponseCache {
                 stats.hits += 1;
                 return Found::Answer(Arc::clone(&entry.output));
             }
-            order.remove(&entry.turn);
-            entries.remove(key);
+            guard.remove(key);
         }
+        let State { under_way, stats, .. } = &mut *guard;
         if let Some(over) = under_way.get(key) {
             return Found::UnderWay(over.clone());
         }
@@ -241,19 +317,19 @@ impl ResponseCache {
             return;
         }
         let made = (self.clock)();
-        let mut guard = self.state();
-        let State { entries, order, turns, stats, .. } = &mut *guard;
-        *turns += 1;
-        let entry = Entry { output: Arc::clone(output), made, turn: *turns };
-        if let Some(old) = entries.insert(Arc::clone(key), entry) {
-            order.remove(&old.turn);
-        }
-        order.insert(*turns, Arc::clone(key));
-        while entries.len() > self.max_size
-            && let Some((_, key)) = order.pop_first()
+        let mut state = self.state();
+        state.remove(key);
+        state.turns += 1;
+        let (turn, bytes) = (state.turns, bytes(key, output));
+        let entry = Entry { output: Arc::clone(output), made, turn, bytes };
+        state.entries.insert(Arc::clone(key), entry);
+        state.stats.bytes += bytes;
+        state.order.insert(turn, Arc::clone(key));
+        while state.entries.len() > self.max_size
+            && let Some((_, key)) = state.order.pop_first()
         {
-            entries.remove(&key);
-            stats.evictions += 1;
+            state.remove(&key);
+            state.stats.evictions += 1;
         }
     }
 }

@@ -283,3 +283,22 @@ fn traffic_is_measured_with_each_step_target() {
     let alone = run(["benchmark", "--requests", "4"]);
     assert_eq!(alone.code, Some(2), "{}", alone.stdout);
 }
+
+#[test]
+fn what_the_engine_adds_is_measured() {
+    let args = ["benchmark", "--overhead", "-n", "20", "-t", "1", "--iterations", "2"];
+    let json = run(args.into_iter().chain(["--json"])).json();
+    assert_eq!((&json["same_tokens"], &json["generated_tokens"]), (&true.into(), &20.into()));
+    assert!(json["ratio"]["median"].as_f64().unwrap() > 0.0, "{json}");
+    let shared = &json["shared"];
+    // The demo model's context of 512 leaves room for an answer.
+    let expected = [("shared_tokens", 448), ("prompts", 3), ("cached_tokens", 2 * 448)];
+    for (name, value) in expected {
+        assert_eq!(shared[name], value, "{name}: {shared}");
+    }
+    assert_eq!(shared["computed_tokens"], 448 + 3 * 16);
+    let table = run(args).text();
+    assert!(table.contains("engine/loop") && table.contains("computed in all"), "{table}");
+    let both = run(["benchmark", "--overhead", "--traffic"]);
+    assert_eq!(both.code, Some(2), "{}", both.stdout);
+}

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use bitnet_kernels::kv::PAGE;
 use bitnet_kernels::logits::Wanted;
+use bitnet_model::kv::PageLayout;
 use proptest::prelude::*;
 
 use super::*;
@@ -24,6 +25,7 @@ const LIMITS: Limits = Limits {
     priority_step: Duration::from_secs(1),
     prefix_cache: false,
     eviction: EvictionStrategy::Lru,
+    layout: PageLayout { layers: 1, group: 1, group_bytes: 1, chunk_bytes: 1 },
 };
 
 const VOCAB_SIZE: u32 = 100;

@@ -115,6 +115,34 @@ impl Backend for Faulty {
         self.cpu.scratch()
     }
 
+    fn ternary_memory<'a>(&self, w: &'a Self::Ternary) -> &'a [u8] {
+        self.cpu.ternary_memory(w)
+    }
+
+    fn dense_memory<'a>(&self, table: &'a Self::Dense) -> &'a [u8] {
+        self.cpu.dense_memory(table)
+    }
+
+    fn head_memory<'a>(&self, head: &'a Self::Head) -> Vec<&'a [u8]> {
+        self.cpu.head_memory(head)
+    }
+
+    fn kv_memory<'a>(&self, kv: &'a Self::KvLayer) -> &'a [u8] {
+        self.cpu.kv_memory(kv)
+    }
+
+    fn give_back(&self, kv: &mut Self::KvLayer, pages: Range<usize>) {
+        self.cpu.give_back(kv, pages);
+    }
+
+    fn activation_bytes(&self, x: &Self::Activations) -> usize {
+        self.cpu.activation_bytes(x)
+    }
+
+    fn scratch_bytes(&self, scratch: &Self::Scratch) -> usize {
+        self.cpu.scratch_bytes(scratch)
+    }
+
     fn download(&self, x: &Self::Activations) -> Vec<f32> {
         self.cpu.download(x)
     }

@@ -195,6 +195,16 @@ impl Observer for Diary {
     fn step(&self, tokens: usize, requests: usize, _: Duration) {
         self.note(format!("step of {tokens} for {requests}"));
     }
+
+    fn prefilled(&self, time: Duration) {
+        assert!(time > Duration::ZERO);
+        self.note("prefilled".into());
+    }
+
+    fn decoded(&self, time: Duration) {
+        assert!(time < Duration::from_secs(60));
+        self.note("decoded".into());
+    }
 }
 
 #[test]
@@ -206,9 +216,10 @@ fn an_observer_is_told_each_moment_and_the_figures_add_up() {
         assert!(tokens(&engine.submit(generate(&[9; 70], count)).unwrap()).1.is_ok());
     }
     let told = std::mem::take(&mut *diary.0.lock().unwrap());
-    let first = ["started", "step of 70 for 1", "first", "step of 1 for 1", "1 more"];
-    let end = ["step of 1 for 1", "1 more", "Generated(Length)"];
-    let second = ["started", "step of 6 for 1", "first", "Generated(Length)"];
+    let first = ["started", "step of 70 for 1", "first", "prefilled", "step of 1 for 1", "1 more"];
+    let end = ["step of 1 for 1", "1 more", "decoded", "Generated(Length)"];
+    let second =
+        ["started", "step of 6 for 1", "first", "prefilled", "decoded", "Generated(Length)"];
     assert_eq!(told, [&first[..], &end, &second].concat());
     let stats = engine.stats();
     let expected = EngineStats {
@@ -219,8 +230,11 @@ fn an_observer_is_told_each_moment_and_the_figures_add_up() {
         cached_tokens: 64,
         generated_tokens: 4,
         step_costs: stats.step_costs,
+        kv_bytes: engine.limits().layout.bytes_of_pages(2),
+        scratch_bytes: stats.scratch_bytes,
         ..Default::default()
     };
     assert_eq!(stats, expected);
+    assert!((1000..4_000_000).contains(&stats.scratch_bytes), "{stats:?}");
     assert!(stats.step_costs[1] > 0.0, "{stats:?}");
 }

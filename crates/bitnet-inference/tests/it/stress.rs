@@ -1,12 +1,13 @@
 //! Many requests at once, of all kinds and with all that can happen to them: what comes of each is what it would get alone.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bitnet_inference::{
-    DraftStrategy, EngineConfig, EngineHandle, EvictionStrategy, FinishReason, GenerationConfig,
-    InferenceConfig, Queue, Request, RequestOptions, SamplingStrategy, Work, spawn,
+    DraftStrategy, EngineConfig, EngineError, EngineHandle, EvictionStrategy, FinishReason,
+    GenerationConfig, InferenceConfig, Observer, Queue, Request, RequestOptions, SamplingStrategy,
+    Work, spawn_observed,
 };
 use bitnet_model::decoder::Model;
 use bitnet_model::kv::page_bytes;
@@ -77,10 +78,36 @@ impl Random {
 }
 
 fn engine(model: &Arc<Model<Faulty>>, pages: usize, inference: InferenceConfig) -> EngineHandle {
+    observed(model, pages, inference, Arc::new(()))
+}
+
+fn observed(
+    model: &Arc<Model<Faulty>>,
+    pages: usize,
+    inference: InferenceConfig,
+    observer: Arc<dyn Observer>,
+) -> EngineHandle {
     let kv_cache_bytes = pages * page_bytes(model.config(), exact().kv_dtype);
     let inference = InferenceConfig { kv_cache_bytes, ..inference };
     let config = EngineConfig { max_seq_len: 256, inference, ..exact() };
-    spawn(Arc::clone(model), &config).unwrap()
+    spawn_observed(Arc::clone(model), &config, observer).unwrap()
+}
+
+/// The system as it refuses memory now and then, sometimes for many steps, and sometimes has little left.
+struct Refusing(Mutex<(Random, u64, Option<u64>)>);
+
+impl Observer for Refusing {
+    fn memory_left(&self) -> Option<u64> {
+        let (random, steps, left) = &mut *self.0.lock().unwrap();
+        if *steps == 0 {
+            // Working memory takes up to 4 MiB of what is left, and pages half a MiB or so.
+            let little = (4 << 20) + random.below(2 << 20);
+            *left = [None, None, Some(0), Some(little)][random.below(4) as usize];
+            *steps = 1 + random.below(20);
+        }
+        *steps -= 1;
+        *left
+    }
 }
 
 /// Waits until nothing is under way, and then all pages must be free.
@@ -99,14 +126,15 @@ fn check_nothing_is_held(engine: &EngineHandle) {
     panic!("not idle after 20 seconds: {:?}", engine.stats());
 }
 
-/// Sends requests from several threads, some of which lose interest, and compares what they get with what they get alone.
+/// Sends requests from several threads, some of which lose interest, and compares what they get with what they get alone. Those
+/// without memory get the beginning of it. Returns how many these were.
 fn check(
     model: &Arc<Model<Faulty>>,
     engine: &EngineHandle,
     requests: usize,
     seed: u64,
     break_steps: bool,
-) {
+) -> usize {
     let quiet = InferenceConfig { max_batch_size: 1, prefix_cache: false, ..Default::default() };
     let alone = self::engine(model, 4, quiet);
     let mut random = Random::new(seed);
@@ -116,9 +144,18 @@ fn check(
         tokens(&alone.submit(plain).unwrap())
     };
     let expected: Vec<_> = requests.iter().map(solo).collect();
+    let without_memory = AtomicUsize::new(0);
+    type Answer = (Vec<u32>, Result<FinishReason, EngineError>);
+    let compare = |(ids, end): Answer, expected: &Answer| match end {
+        Err(EngineError::OutOfMemory { tokens }) => {
+            without_memory.fetch_add(1, Ordering::Relaxed);
+            assert!(tokens > ids.len() && expected.0.starts_with(&ids), "seed {seed}");
+        }
+        end => assert_eq!((ids, end), *expected, "seed {seed}"),
+    };
     std::thread::scope(|scope| {
         for thread in 0..8 {
-            let (requests, expected) = (&requests, &expected);
+            let (requests, expected, compare) = (&requests, &expected, &compare);
             scope.spawn(move || {
                 let mut random = Random::new(seed * 100 + thread as u64);
                 let mine = || requests.iter().zip(expected).skip(thread).step_by(8);
@@ -137,17 +174,18 @@ fn check(
                     }
                     if random.one_in(3) {
                         for (events, expected) in running.drain(..) {
-                            assert_eq!(tokens(&events), *expected, "seed {seed}");
+                            compare(tokens(&events), expected);
                         }
                     }
                 }
                 for (events, expected) in running {
-                    assert_eq!(tokens(&events), *expected, "seed {seed}");
+                    compare(tokens(&events), expected);
                 }
             });
         }
     });
     check_nothing_is_held(engine);
+    without_memory.into_inner()
 }
 
 #[test]
@@ -160,7 +198,7 @@ fn every_answer_is_what_it_would_be_alone() {
             step_target_ms: seed % 2,
             ..Default::default()
         };
-        check(&model, &engine(&model, 100, inference), 64, seed, false);
+        assert_eq!(check(&model, &engine(&model, 100, inference), 64, seed, false), 0);
     }
 }
 
@@ -187,6 +225,26 @@ fn also_where_steps_break_off() {
     let engine = engine(&model, 8, InferenceConfig::default());
     check(&model, &engine, 64, 20, true);
     assert!(engine.stats().failed_steps > 0);
+}
+
+#[test]
+fn also_where_the_system_refuses_memory() {
+    let model = load("golden/bitnet-tiny", Faulty::new());
+    let (mut failed, mut preemptions) = (0, 0);
+    for seed in 40..44 {
+        let refusing = Refusing(Mutex::new((Random::new(seed), 0, None)));
+        let config = InferenceConfig::default();
+        let engine = observed(&model, 30, config, Arc::new(refusing));
+        failed += check(&model, &engine, 64, seed, seed % 2 == 1);
+        preemptions += engine.stats().preemptions;
+        let stats = engine.stats();
+        engine.give_back().wait();
+        let given_back = engine.stats();
+        assert!(stats.kv_bytes > 0 && given_back.kv_bytes == 0, "{stats:?} {given_back:?}");
+        assert_eq!((given_back.kv_pages_kept, given_back.scratch_bytes > 4096), (0, false));
+    }
+    assert!(preemptions > 0, "sequences made room for one another");
+    assert!((1..100).contains(&failed), "{failed} of 256");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::x86::attention as tier;
 use super::{CpuBackend, Matrix, WorkerScratch};
 use crate::backend::Span;
 use crate::kv::{BLOCK, KvLayer, KvPart, KvShape, KvType, PAGE};
+use crate::memory::heap_bytes;
 use crate::scalar::attention::{CHUNK, Dots, Partials, Quad, Row, TOGETHER, Weights};
 #[cfg(not(target_arch = "x86_64"))]
 use portable as tier;
@@ -110,6 +111,18 @@ pub(super) struct Scratch {
     /// What the tile has got so far, and from a chunk.
     all: Partials,
     one: Partials,
+}
+
+impl Scratch {
+    /// Bytes in use, with those kept for later.
+    pub fn heap_bytes(&self) -> usize {
+        let Queries { count: _, rows, floats, quads, scales } = &self.queries;
+        let queries =
+            heap_bytes(rows) + heap_bytes(floats) + heap_bytes(quads) + heap_bytes(scales);
+        let rows = heap_bytes(&self.scores) + heap_bytes(&self.dots) + heap_bytes(&self.weights);
+        let sums = heap_bytes(&self.page.0) + heap_bytes(&self.scales) + heap_bytes(&self.sums);
+        queries + rows + sums + self.all.heap_bytes() + self.one.heap_bytes()
+    }
 }
 
 /// Floats from the beginning of a line of the processor's cache on, so that no vector lies across two.
@@ -378,6 +391,14 @@ impl<'a> Item<'a> {
 }
 
 impl Plan {
+    /// Bytes in use, with those kept for later.
+    pub fn heap_bytes(&self) -> usize {
+        let ranges = [&self.rows, &self.items, &self.run_partials].map(heap_bytes);
+        let partials = self.partials.iter().map(Partials::heap_bytes).sum::<usize>();
+        let partials = partials + heap_bytes(&self.partials);
+        ranges.iter().sum::<usize>() + heap_bytes(&self.tiles) + heap_bytes(&self.runs) + partials
+    }
+
     /// Cuts the spans into tiles.
     fn cut(&mut self, spans: &[Span]) {
         self.tiles.clear();

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::isa::Isa;
 use super::packed::{PANEL_ROWS, PackedTernary};
 use crate::activation::QuantizedRows;
+use crate::memory::heap_bytes;
 use crate::ternary::WeightScale;
 
 /// A ternary matrix in panels, with its scale.
@@ -34,6 +35,14 @@ pub(super) struct Products {
     floats: Vec<f32>,
     share: Vec<f32>,
     scales: Vec<f32>,
+}
+
+impl Products {
+    /// Bytes in use, with those kept for later.
+    pub fn heap_bytes(&self) -> usize {
+        let floats = [&self.floats, &self.share, &self.scales].map(heap_bytes);
+        heap_bytes(&self.integers) + floats.iter().sum::<usize>()
+    }
 }
 
 /// Bytes of a step's int8 rows that a thread's second-level cache holds beside a stripe of weights. Activations that come from

@@ -5,6 +5,7 @@ use super::pool::{ThreadPool, chunks, items};
 use super::{Matrix, WorkerScratch};
 use crate::activation::QuantizedRows;
 use crate::backend::Norm;
+use crate::memory::heap_bytes;
 use crate::profile::Phase;
 
 /// Up to so many tokens, every thread quantizes them for itself: half a microsecond each with 2560 elements, and to wait for
@@ -26,6 +27,20 @@ pub(super) struct SharedInput {
     /// Counts inputs.
     serial: u64,
     quantized: QuantizedRows,
+}
+
+impl OwnInput {
+    /// Bytes in use, with those kept for later.
+    pub fn heap_bytes(&self) -> usize {
+        self.quantized.heap_bytes() + heap_bytes(&self.normed)
+    }
+}
+
+impl SharedInput {
+    /// Bytes in use, with those kept for later.
+    pub fn heap_bytes(&self) -> usize {
+        self.quantized.heap_bytes()
+    }
 }
 
 /// The rows of one operation's input.

@@ -41,7 +41,7 @@ use crate::dense::DenseMatrix;
 use crate::head::{HeadRecord, HeadType, InvalidHead};
 use crate::kv::{KvLayer, KvShape};
 use crate::logits::{Logits, Wanted};
-use crate::memory::{Arena, will_need};
+use crate::memory::{Arena, heap_bytes, will_need};
 use crate::profile::Profile;
 use crate::stored::{Stored, StoredParts};
 use crate::ternary::TernaryMatrix;
@@ -101,6 +101,11 @@ impl Matrix {
         self.data.len() / self.cols.max(1)
     }
 
+    /// Bytes in use, with those kept for later.
+    fn heap_bytes(&self) -> usize {
+        heap_bytes(&self.data)
+    }
+
     fn row(&self, row: usize) -> &[f32] {
         &self.data[row * self.cols..][..self.cols]
     }
@@ -124,6 +129,15 @@ pub struct CpuScratch {
     two_stage: head::two_stage::Scratch,
     unfused: unfused::Scratch,
     workers: Vec<WorkerScratch>,
+}
+
+impl WorkerScratch {
+    /// Bytes in use, with those kept for later.
+    fn heap_bytes(&self) -> usize {
+        let products: usize = self.products.iter().map(Products::heap_bytes).sum();
+        let rows = heap_bytes(&self.floats) + heap_bytes(&self.row) + self.input.heap_bytes();
+        products + rows + self.attention.heap_bytes() + self.two_stage.heap_bytes()
+    }
 }
 
 impl CpuBackend {
@@ -294,6 +308,39 @@ impl Backend for CpuBackend {
         let mut scratch = CpuScratch::default();
         scratch.workers.resize_with(self.threads(), WorkerScratch::default);
         scratch
+    }
+
+    fn ternary_memory<'a>(&self, w: &'a CpuTernary) -> &'a [u8] {
+        w.packed.memory()
+    }
+
+    fn dense_memory<'a>(&self, table: &'a DenseMatrix) -> &'a [u8] {
+        table.bytes()
+    }
+
+    fn head_memory<'a>(&self, head: &'a CpuHead) -> Vec<&'a [u8]> {
+        head.memory()
+    }
+
+    fn kv_memory<'a>(&self, kv: &'a KvLayer) -> &'a [u8] {
+        kv.bytes()
+    }
+
+    fn give_back(&self, kv: &mut KvLayer, pages: Range<usize>) {
+        kv.give_back(pages);
+    }
+
+    fn activation_bytes(&self, x: &Matrix) -> usize {
+        x.heap_bytes()
+    }
+
+    fn scratch_bytes(&self, scratch: &CpuScratch) -> usize {
+        let CpuScratch { input, runs, normed, attention, split, two_stage, unfused, workers } =
+            scratch;
+        let workers: usize = workers.iter().map(WorkerScratch::heap_bytes).sum();
+        let rows = input.heap_bytes() + heap_bytes(runs) + normed.heap_bytes();
+        let head = split.heap_bytes() + two_stage.heap_bytes();
+        rows + attention.heap_bytes() + head + unfused.heap_bytes() + workers
     }
 
     fn download(&self, x: &Matrix) -> Vec<f32> {

@@ -255,6 +255,11 @@ impl PackedTernary {
         &self.blocks[panel * self.blocks_per_panel..][..self.blocks_per_panel]
     }
 
+    /// The weights as they lie in memory.
+    pub(crate) fn memory(&self) -> &[u8] {
+        self.blocks.bytes()
+    }
+
     /// Memory that the weights take.
     pub fn bytes(&self) -> usize {
         self.blocks.bytes().len()

@@ -19,6 +19,14 @@ pub(super) struct Scratch {
     results: [Matrix; 2],
 }
 
+impl Scratch {
+    /// Bytes in use, with those kept for later.
+    pub fn heap_bytes(&self) -> usize {
+        let results: usize = self.results.iter().map(Matrix::heap_bytes).sum();
+        self.normed.heap_bytes() + self.quantized.heap_bytes() + results
+    }
+}
+
 /// See [`Backend::project`](crate::backend::Backend::project).
 pub(super) fn project(
     backend: &CpuBackend,

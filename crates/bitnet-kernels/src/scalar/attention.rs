@@ -17,6 +17,7 @@ use super::elementwise::exp;
 use super::norm::{ROUND, absmax};
 use super::{LANES, add_lanes};
 use crate::kv::{BLOCK, PAGE};
+use crate::memory::heap_bytes;
 
 const _: () = assert!(BLOCK == LANES, "a vector of scores is a block of positions");
 
@@ -336,6 +337,11 @@ pub struct Partials {
 }
 
 impl Partials {
+    /// Bytes in use, with those kept for later.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        [&self.max, &self.sum, &self.vectors].map(heap_bytes).iter().sum()
+    }
+
     /// Makes room for some queries with `head_dim` elements each; the sums begin with 0.
     pub fn clear(&mut self, queries: usize, dim: usize) {
         for (numbers, len) in

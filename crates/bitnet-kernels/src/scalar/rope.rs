@@ -2,6 +2,8 @@
 //!
 //! Source: Su et al. 2021, arXiv:2104.09864, in the arrangement of Hugging Face's Llama.
 
+use crate::memory::heap_bytes;
+
 /// Cosines and sines for the positions of one batch, shared by all layers and heads.
 #[derive(Clone, Debug, Default)]
 pub struct RopeTable {
@@ -11,6 +13,11 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
+    /// Bytes in use, with those kept for later.
+    pub fn heap_bytes(&self) -> usize {
+        heap_bytes(&self.cos) + heap_bytes(&self.sin)
+    }
+
     /// Fills in the angles `position · inv_freq`, one row per position; `inv_freq` has `head_dim / 2` elements, radians per token.
     pub fn fill(&mut self, inv_freq: &[f32], positions: &[u32]) {
         self.half = inv_freq.len();

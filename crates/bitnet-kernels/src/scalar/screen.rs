@@ -8,6 +8,7 @@
 //! 10⁹ times. The estimator is that of RaBitQ (Gao and Long 2024, arXiv:2405.12497), with two bits in place of one.
 
 use crate::cpu::packed::{BLOCK_COLS, Block, PANEL_ROWS, block_of};
+use crate::memory::heap_bytes;
 
 /// How many standard deviations above its estimate a product is expected at most.
 pub const SIGMAS: f32 = 6.0;
@@ -130,6 +131,14 @@ fn transform<const L: usize>(values: &mut [[f32; L]], signs: &[f32], block: usiz
 pub struct Turning {
     panel: [Vec<[f32; PANEL_ROWS]>; 2],
     token: [Vec<[f32; 1]>; 2],
+}
+
+impl Turning {
+    /// Bytes in use, with those kept for later.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let panels: usize = self.panel.iter().map(heap_bytes).sum();
+        panels + self.token.iter().map(heap_bytes).sum::<usize>()
+    }
 }
 
 /// What is needed beside its levels to bound the product of each row of a panel, in units of the row's elements.

@@ -6,6 +6,7 @@
 
 mod cache;
 mod load;
+mod memory;
 mod residency;
 mod rope;
 

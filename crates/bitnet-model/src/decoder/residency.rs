@@ -40,4 +40,10 @@ impl Residency {
             self.mapping.fetch(self.layers[next].clone());
         }
     }
+
+    /// Gives all layers back.
+    pub fn release_all(&self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.drain(..).for_each(|layer| self.mapping.release(self.layers[layer].clone()));
+    }
 }

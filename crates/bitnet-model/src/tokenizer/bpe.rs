@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::error::TokenizerError;
 use super::fold_hash::FoldHash;
 use super::merge::{Merger, Symbol};
-use super::table::char_of_byte;
+use super::table::{char_of_byte, map_bytes, text_bytes};
 
 /// What a word is made of before the first merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +63,11 @@ pub(super) enum BpeError {
 }
 
 impl Bpe {
+    /// Bytes that it takes, about.
+    pub(super) fn heap_bytes(&self) -> usize {
+        map_bytes(&self.ids) + text_bytes(self.ids.keys()) + map_bytes(&self.merges)
+    }
+
     /// `tokens` must not hold control tokens, or text could turn into one.
     pub(super) fn new<'a>(
         tokens: impl Iterator<Item = (&'a str, u32)>,

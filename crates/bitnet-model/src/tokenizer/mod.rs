@@ -89,6 +89,15 @@ impl Tokenizer {
         self.table.len()
     }
 
+    /// Bytes of memory that its vocabulary takes, about: what lies in tables, with what the system's allocator adds to each.
+    pub fn heap_bytes(&self) -> usize {
+        let model = match &self.model {
+            Model::Bpe { bpe, .. } => bpe.heap_bytes(),
+            Model::SentencePiece(model) => model.heap_bytes(),
+        };
+        self.table.heap_bytes() + model
+    }
+
     /// The ids of `text`, after the BOS token if `add_bos` and the tokenizer has its texts start with one.
     ///
     /// # Errors

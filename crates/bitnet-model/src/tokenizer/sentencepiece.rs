@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::error::TokenizerError;
 use super::fold_hash::FoldHash;
 use super::merge::{Merger, Symbol};
-use super::table::parse_byte_token;
+use super::table::{map_bytes, parse_byte_token, text_bytes};
 
 /// Tokens that text can become, and their scores.
 #[derive(Debug)]
@@ -23,6 +23,12 @@ pub(super) struct SentencePiece {
 }
 
 impl SentencePiece {
+    /// Bytes that it takes, about.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let priorities = self.priorities.capacity() * size_of::<u32>();
+        map_bytes(&self.ids) + text_bytes(self.ids.keys()) + priorities
+    }
+
     /// `tokens` hold neither control nor byte tokens; `scores` and `texts` have one entry for each id.
     pub(super) fn new<'a>(
         tokens: impl Iterator<Item = (&'a str, u32)>,

@@ -1,5 +1,7 @@
 //! Every token's text by id, and how to turn ids back into bytes.
 
+use std::collections::HashMap;
+
 use super::error::TokenizerError;
 
 /// No id may be as large as this: 4 million is 15 times the largest vocabulary known (Gemma's 262144), and a table of that
@@ -33,6 +35,16 @@ pub(super) enum Kind {
     Special,
 }
 
+/// Bytes of a map, about: a table that is at most seven eighths full, and a byte for each place.
+pub(super) fn map_bytes<K, V, S>(map: &HashMap<K, V, S>) -> usize {
+    (map.capacity() * 8 / 7).next_power_of_two() * (size_of::<(K, V)>() + 1)
+}
+
+/// Bytes of the texts that are keys, about, with a word before each and the rest of sixteen bytes.
+pub(super) fn text_bytes<'a>(texts: impl Iterator<Item = &'a Box<str>>) -> usize {
+    texts.map(|text| (text.len() + 8).next_multiple_of(16).max(32)).sum()
+}
+
 /// The texts of all tokens, by id.
 #[derive(Debug)]
 pub(super) struct TokenTable {
@@ -55,6 +67,12 @@ impl TokenTable {
             })?);
         }
         Ok(Self { text, ends, kinds: tokens.iter().map(|(_, kind)| *kind).collect(), style })
+    }
+
+    /// Bytes that it takes, and those of what it has of kind and end for each token.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let each = size_of::<u32>() + size_of::<Kind>();
+        self.text.capacity() + self.ends.capacity() * each
     }
 
     pub(super) fn len(&self) -> usize {

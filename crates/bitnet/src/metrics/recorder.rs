@@ -7,6 +7,7 @@ use std::time::Duration;
 use bitnet_inference::{End, FinishReason, Observer};
 
 use super::histogram::{Histogram, SECONDS, SIZES};
+use crate::memory;
 use crate::monitor::Window;
 
 /// Why requests ended, by the names in the figures, and by those that vLLM has for them.
@@ -24,6 +25,8 @@ pub(crate) const REASONS: [(&str, &str); 7] = [
 #[derive(Debug)]
 pub(crate) struct Recorder {
     pub queue: Histogram,
+    pub prefill: Histogram,
+    pub decode: Histogram,
     pub time_to_first_token: Histogram,
     pub inter_token: Histogram,
     pub end_to_end: Histogram,
@@ -40,6 +43,8 @@ impl Default for Recorder {
         let sizes = || Histogram::new(SIZES);
         Self {
             queue: seconds(),
+            prefill: seconds(),
+            decode: seconds(),
             time_to_first_token: seconds(),
             inter_token: seconds(),
             end_to_end: seconds(),
@@ -77,6 +82,14 @@ impl Observer for Recorder {
 
     fn first_token(&self, after: Duration) {
         self.time_to_first_token.observe_time(after);
+    }
+
+    fn prefilled(&self, time: Duration) {
+        self.prefill.observe_time(time);
+    }
+
+    fn decoded(&self, time: Duration) {
+        self.decode.observe_time(time);
     }
 
     fn tokens(&self, count: usize, after: Duration) {
@@ -175,5 +188,18 @@ impl Observer for Fan {
 
     fn step(&self, tokens: usize, requests: usize, time: Duration) {
         self.tell(|to| to.step(tokens, requests, time));
+        memory::look();
+    }
+
+    fn prefilled(&self, time: Duration) {
+        self.tell(|to| to.prefilled(time));
+    }
+
+    fn decoded(&self, time: Duration) {
+        self.tell(|to| to.decoded(time));
+    }
+
+    fn memory_left(&self) -> Option<u64> {
+        memory::left()
     }
 }

@@ -11,8 +11,9 @@ use bitnet_kernels::kv::PAGE;
 
 use super::histogram::Histogram;
 use super::recorder::{REASONS, Recorder};
+use crate::memory::MemoryMonitor;
 use crate::model::BitNetModel;
-use crate::process::ProcessMemory;
+use crate::response_cache;
 
 /// A model at one moment.
 struct View {
@@ -45,7 +46,7 @@ const fn figure(
 }
 
 #[rustfmt::skip]
-const FIGURES: [Figure; 20] = [
+const FIGURES: [Figure; 26] = [
     figure("bitnet_requests_running", Some("vllm:num_requests_running"),
         "Requests in the running batch.", Value::Gauge(|s| s.running as f64)),
     figure("bitnet_requests_waiting", Some("vllm:num_requests_waiting"),
@@ -64,6 +65,14 @@ const FIGURES: [Figure; 20] = [
         "Prompt tokens of the requests that have begun.", Value::Counter(|s| s.prompt_tokens)),
     figure("bitnet_generation_tokens_total", Some("vllm:generation_tokens_total"),
         "Tokens generated.", Value::Counter(|s| s.generated_tokens)),
+    figure("bitnet_spec_proposed_tokens_total", Some("vllm:spec_decode_num_draft_tokens_total"),
+        "Tokens of drafts that were computed.", Value::Counter(|s| s.drafted_tokens)),
+    figure("bitnet_spec_accepted_tokens_total", Some("vllm:spec_decode_num_accepted_tokens_total"),
+        "Tokens of drafts that stood.", Value::Counter(|s| s.accepted_tokens)),
+    figure("bitnet_kv_cache_bytes", None,
+        "Memory that the system has given for keys and values.", Value::Gauge(|s| s.kv_bytes as f64)),
+    figure("bitnet_scratch_bytes", None,
+        "Working memory of steps.", Value::Gauge(|s| s.scratch_bytes as f64)),
     figure("bitnet_preemptions_total", Some("vllm:num_preemptions_total"),
         "Times that a running request had to make room.", Value::Counter(|s| s.preemptions)),
     figure("bitnet_steps_total", None, "Steps.", Value::Counter(|s| s.steps)),
@@ -77,6 +86,10 @@ const FIGURES: [Figure; 20] = [
         "From a request to its end.", Value::Histogram(|r| &r.end_to_end)),
     figure("bitnet_request_queue_time_seconds", Some("vllm:request_queue_time_seconds"),
         "From a request to its first step.", Value::Histogram(|r| &r.queue)),
+    figure("bitnet_request_prefill_time_seconds", Some("vllm:request_prefill_time_seconds"),
+        "From a generation's first step to its first token.", Value::Histogram(|r| &r.prefill)),
+    figure("bitnet_request_decode_time_seconds", Some("vllm:request_decode_time_seconds"),
+        "From a generation's first token to its last.", Value::Histogram(|r| &r.decode)),
     figure("bitnet_step_seconds", None, "Time of a step.", Value::Histogram(|r| &r.step)),
     figure("bitnet_step_requests", None,
         "Requests in a step: the batch size.", Value::Histogram(|r| &r.step_requests)),
@@ -116,11 +129,7 @@ pub(super) fn render(models: &[(BitNetModel, Arc<Recorder>)]) -> String {
         }
     }
     text.ended(&views);
-    if let Some(resident) = ProcessMemory::now().resident {
-        let name = "process_resident_memory_bytes";
-        text.head(name, "gauge", "Memory that the process has in use.");
-        writeln!(text.0, "{name} {resident}").expect("a text takes all");
-    }
+    text.process();
     text.0
 }
 
@@ -179,6 +188,49 @@ impl Text {
         }
         self.sample(&format!("{name}_sum"), engine, view, &[], histogram.sum());
         self.sample(&format!("{name}_count"), engine, view, &[], count as f64);
+    }
+
+    /// What all models of the process share.
+    fn process(&mut self) {
+        let (monitor, caches) = (MemoryMonitor::new(), response_cache::totals());
+        let usage = monitor.current_usage();
+        let name = "bitnet_memory_bytes";
+        self.head(name, "gauge", "Memory of the process, by what it is for.");
+        let kinds = [
+            ("weights_mapped", usage.weights_mapped),
+            ("weights_owned", usage.weights_owned),
+            ("kv_cache", usage.kv_cache),
+            ("activations", usage.activations),
+            ("tokenizer", usage.tokenizer),
+            ("response_caches", usage.response_caches),
+            ("other", usage.other),
+        ];
+        for (kind, bytes) in kinds {
+            writeln!(self.0, "{name}{{kind=\"{kind}\"}} {bytes}").expect("a text takes all");
+        }
+        let mut plain = |name: &str, kind: &str, help: &str, value: Option<u64>| {
+            let Some(value) = value else { return };
+            self.head(name, kind, help);
+            writeln!(self.0, "{name} {value}").expect("a text takes all");
+        };
+        let help = "The most memory that the process is to have.";
+        plain("bitnet_memory_limit_bytes", "gauge", help, monitor.limit());
+        let help = "Times that memory was given back that is only kept.";
+        plain("bitnet_memory_cleanups_total", "counter", help, Some(monitor.cleanups()));
+        let help = "Requests and models refused for want of memory.";
+        plain("bitnet_memory_refused_total", "counter", help, Some(monitor.refused()));
+        let help = "Answers that were in a response cache.";
+        plain("bitnet_response_cache_hits_total", "counter", help, Some(caches.hits));
+        let help = "Answers that had to be made for a response cache.";
+        plain("bitnet_response_cache_misses_total", "counter", help, Some(caches.misses));
+        let help = "Answers that had to go for others.";
+        plain("bitnet_response_cache_evictions_total", "counter", help, Some(caches.evictions));
+        let (entries, help) = (caches.entries as u64, "Answers in response caches.");
+        plain("bitnet_response_cache_entries", "gauge", help, Some(entries));
+        let help = "Memory of response caches, about.";
+        plain("bitnet_response_cache_bytes", "gauge", help, Some(caches.bytes));
+        let help = "Memory that the process has in use.";
+        plain("process_resident_memory_bytes", "gauge", help, usage.resident);
     }
 
     /// Requests by how they ended.

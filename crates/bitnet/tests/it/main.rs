@@ -2,7 +2,10 @@
 
 mod generate;
 mod idle;
+mod kv_types;
 mod load;
+#[cfg(target_os = "linux")] // it asks the system
+mod memory;
 mod metrics;
 mod perplexity;
 mod response_cache;

@@ -6,7 +6,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bitnet::{BitNetModel, Error, GenerationConfig, MetricsCollector, PerformanceMonitor};
+use bitnet::{
+    BitNetModel, CacheStrategy, DraftStrategy, Error, GenerationConfig, MetricsCollector,
+    PerformanceMonitor, ResponseCache,
+};
 use futures_lite::future::block_on;
 use tracing::field::{Field, Visit};
 
@@ -90,6 +93,20 @@ fn three_generations_are_counted() {
     is("bitnet_inter_token_latency_seconds_count", "", tokens - 3.0);
     is("bitnet_request_queue_time_seconds_count", "", 3.0);
     is("bitnet_e2e_request_latency_seconds_count", "", 3.0);
+    is("bitnet_request_prefill_time_seconds_count", "", 3.0);
+    is("vllm:request_decode_time_seconds_count", "", 3.0);
+    let (prefill, decode, tokens) = [
+        "bitnet_request_prefill_time_seconds_sum",
+        "bitnet_request_decode_time_seconds_sum",
+        "bitnet_inter_token_latency_seconds_sum",
+    ]
+    .map(|name| value(&samples, name, ""))
+    .into();
+    // Each time is cut to microseconds.
+    assert!(prefill > 0.0 && (decode / tokens - 1.0).abs() < 0.01, "{decode} {tokens}");
+    is("bitnet_kv_cache_bytes", "", model.stats().kv_bytes as f64);
+    is("bitnet_scratch_bytes", "", model.stats().scratch_bytes as f64);
+    is("bitnet_spec_proposed_tokens_total", "", 0.0);
     is("bitnet_e2e_request_latency_seconds_bucket", ",le=\"+Inf\"", 3.0);
     is("bitnet_step_requests_count", "", model.stats().steps as f64);
     is("bitnet_requests_running", "", 0.0);
@@ -99,8 +116,43 @@ fn three_generations_are_counted() {
     is("bitnet_kv_cache_info", &blocks, 1.0);
     assert!(value(&samples, "bitnet_inter_token_latency_seconds_sum", "") > 0.0);
     if cfg!(target_os = "linux") {
-        assert!(samples["process_resident_memory_bytes"] > 1e6);
+        let resident = samples["process_resident_memory_bytes"];
+        let kinds = samples.iter().filter(|(name, _)| name.starts_with("bitnet_memory_bytes{"));
+        assert!(resident > 1e6 && kinds.map(|(_, bytes)| bytes).sum::<f64>() == resident);
+        assert!(samples["bitnet_memory_bytes{kind=\"weights_owned\"}"] > 1e6);
     }
+}
+
+#[test]
+fn drafts_and_cached_answers_are_counted() {
+    let collector = MetricsCollector::new();
+    let model = load(&collector);
+    let samples = || parse(&collector.render());
+    let before = samples();
+    let config = GenerationConfig { draft: DraftStrategy::Ngram, ..greedy(200) };
+    let cache = ResponseCache::new(CacheStrategy::LRU);
+    for _ in 0..2 {
+        let prompt = "Tom ran and ran and ran and ran and";
+        block_on(model.generate_with_cache(prompt, &config, &cache)).unwrap();
+    }
+    let after = samples();
+    let stats = model.stats();
+    let count = |name| value(&after, name, "") as u64;
+    assert_eq!(count("bitnet_spec_proposed_tokens_total"), stats.drafted_tokens);
+    assert_eq!(count("vllm:spec_decode_num_accepted_tokens_total"), stats.accepted_tokens);
+    assert!(stats.drafted_tokens > stats.accepted_tokens && stats.accepted_tokens > 0, "{stats:?}");
+    // A token more than those of drafts is drawn in each step.
+    assert_eq!(stats.generated_tokens, stats.steps + stats.accepted_tokens);
+    // Other tests have caches too.
+    let grown = |name| after[name] - before[name];
+    assert!(grown("bitnet_response_cache_hits_total") >= 1.0);
+    assert!(grown("bitnet_response_cache_misses_total") >= 1.0);
+    let (bytes, entries) = ("bitnet_response_cache_bytes", "bitnet_response_cache_entries");
+    assert!(after[entries] >= 1.0 && after[bytes] >= cache.stats().bytes as f64);
+    drop(cache);
+    let gone = samples();
+    let hits = "bitnet_response_cache_hits_total";
+    assert!(gone[hits] >= after[hits], "counters do not fall");
 }
 
 #[test]

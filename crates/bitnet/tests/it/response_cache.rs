@@ -32,9 +32,12 @@ fn what_is_asked_again_is_there_at_once() {
     });
     assert!(fastest.min().unwrap() < Duration::from_millis(1));
     assert_eq!(first.to_string(), demo().generate_blocking("Tom", &greedy(50)).unwrap().text);
-    let stats = CacheStats { entries: 1, hits: 5, misses: 1, evictions: 0 };
+    let bytes = cache.stats().bytes;
+    assert!((500..3000).contains(&bytes), "{bytes} for 50 tokens");
+    let stats = CacheStats { entries: 1, bytes, hits: 5, misses: 1, evictions: 0 };
     assert_eq!(cache.stats(), stats);
     cache.clear();
+    assert_eq!(cache.stats(), CacheStats { entries: 0, bytes: 0, ..stats });
     assert!(!ask(&cache, "Tom", &greedy(50)));
 }
 

@@ -50,6 +50,15 @@ impl CpuHead {
         }
     }
 
+    /// Its bytes in memory, scales apart.
+    pub fn memory(&self) -> Vec<&[u8]> {
+        match self {
+            Self::Int8(head) => vec![head.stored().0],
+            Self::TwoStage(head) => head.stored().map(|(panels, _)| panels).into(),
+            Self::File(head) => vec![head.bytes()],
+        }
+    }
+
     /// Where a two-stage head counts what happens.
     pub fn record(&self) -> Option<&Arc<HeadRecord>> {
         match self {

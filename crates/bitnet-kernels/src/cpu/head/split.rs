@@ -2,6 +2,7 @@
 
 use super::product::Half;
 use crate::cpu::pool::{Chunks, chunks};
+use crate::memory::heap_bytes;
 use crate::scalar::int8::{self, Split};
 
 /// Rows of sixteen-bit activations as two halves of int8 each; see [`crate::scalar::int8`].
@@ -39,6 +40,11 @@ impl SplitRows {
     /// Number of tokens.
     pub fn rows(&self) -> usize {
         self.splits.len()
+    }
+
+    /// Bytes in use, with those kept for later.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        heap_bytes(&self.halves) + heap_bytes(&self.splits)
     }
 
     /// Values per token, without padding.

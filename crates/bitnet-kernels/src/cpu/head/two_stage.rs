@@ -26,7 +26,7 @@ use crate::cpu::{self, CpuBackend};
 use crate::dense::DenseMatrix;
 use crate::head::{HeadRecord, InvalidHead};
 use crate::logits::{LogitRow, Logits, Wanted};
-use crate::memory::Lines;
+use crate::memory::{Lines, heap_bytes};
 use crate::scalar::int8::MAX_COLS;
 use crate::scalar::screen::{Rotation, TokenBounds, Turning};
 use back_off::BackOff;
@@ -210,6 +210,24 @@ struct ExactBatch {
     /// Where the logits of each search begin.
     starts: Vec<usize>,
     logits: Vec<f32>,
+}
+
+impl Scratch {
+    /// Bytes in use, with those kept for later, but for what grows with the rows that are found.
+    pub fn heap_bytes(&self) -> usize {
+        let bounds = heap_bytes(&self.bounds) + heap_bytes(&self.greatest);
+        self.screened.heap_bytes()
+            + bounds
+            + heap_bytes(&self.batch.logits)
+            + self.rest.heap_bytes()
+    }
+}
+
+impl WorkerScratch {
+    /// Bytes in use, with those kept for later, but for gathered rows.
+    pub fn heap_bytes(&self) -> usize {
+        self.turning.heap_bytes() + heap_bytes(&self.sums)
+    }
 }
 
 impl CpuBackend {
