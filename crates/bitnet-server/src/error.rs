@@ -203,12 +203,14 @@ impl ApiError {
                     let message = format!("The server is busy: {error}.");
                     Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message)
                 }
+                EngineError::OutOfMemory { .. } => Self::memory(error),
                 EngineError::DeadlineExceeded | EngineError::TokenTimeout { .. } => {
                     Self::deadline()
                 }
                 EngineError::Config(error) => Self::setting(error),
                 other => Self::log(other),
             },
+            Error::MemoryLimit { .. } => Self::memory(error),
             other => Self::log(other),
         }
     }
@@ -224,6 +226,11 @@ impl ApiError {
             }
             other => Self::log(other),
         }
+    }
+
+    /// There is no memory for it now.
+    fn memory(error: &dyn std::fmt::Display) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "out_of_memory", sentence(error))
     }
 
     /// A setting that the library does not take, under the name it has here.
