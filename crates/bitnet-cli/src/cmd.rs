@@ -10,6 +10,8 @@ mod inspect;
 mod man;
 mod parallel;
 mod perplexity;
+#[cfg(feature = "server")]
+mod serve;
 mod synth;
 mod tokenize;
 
@@ -29,6 +31,8 @@ pub enum Command {
     Benchmark(Box<benchmark::BenchmarkArgs>),
     Parallel(Box<parallel::ParallelArgs>),
     Perplexity(Box<perplexity::PerplexityArgs>),
+    #[cfg(feature = "server")]
+    Serve(Box<serve::ServeArgs>),
     Cache(cache::CacheCommandArgs),
     Synth(synth::SynthArgs),
     Completions(completions::CompletionsArgs),
@@ -45,6 +49,8 @@ pub fn run(command: Command, console: &Console) -> Result<()> {
         Command::Benchmark(args) => benchmark::run(&args, console),
         Command::Parallel(args) => parallel::run(*args, console),
         Command::Perplexity(args) => perplexity::run(&args, console),
+        #[cfg(feature = "server")]
+        Command::Serve(args) => serve::run(*args, console),
         Command::Cache(args) => cache::run(&args, console),
         Command::Synth(args) => synth::run(&args, console),
         Command::Completions(args) => completions::run(&args),

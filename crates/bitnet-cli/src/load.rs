@@ -25,6 +25,15 @@ pub struct Loaded {
 
 /// Loads the model.
 pub fn load(args: &ModelArgs, console: &Console) -> Result<Loaded> {
+    load_with(args, console, |builder| builder)
+}
+
+/// Loads the model, with more settings than all subcommands have.
+pub fn load_with(
+    args: &ModelArgs,
+    console: &Console,
+    settings: impl FnOnce(ModelBuilder) -> ModelBuilder,
+) -> Result<Loaded> {
     args.check()?;
     let topology = Topology::detect();
     let chosen = threads::choose(&args.threads, &threads::environment, &topology)?;
@@ -35,7 +44,7 @@ pub fn load(args: &ModelArgs, console: &Console) -> Result<Loaded> {
     chosen.apply(&mut config);
     let threads = chosen.threads;
     let builder = builder(args.model.as_ref(), console)?.with_config(config);
-    let model = with_bar(builder, console)?;
+    let model = with_bar(settings(builder), console)?;
     for warning in args.idle(|encoding| model.info().encodings.contains_key(encoding)) {
         console.warn(&warning);
     }

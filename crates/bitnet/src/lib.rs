@@ -45,6 +45,7 @@ mod scheduler;
 mod stream;
 
 pub use batch::{BatchConfig, BatchOutput, PaddingStrategy};
+pub use bitnet_inference::config::Limits;
 pub use bitnet_inference::{
     DraftStrategy, EngineError, EngineStats, EvictionStrategy, FinishReason, FormatError,
     GenerationConfig, InferenceConfig, InvalidConfig, Output, Piece, Queue, RequestOptions,
@@ -61,7 +62,7 @@ pub use bitnet_kernels::cpu::plan::ThreadPlan;
 pub use bitnet_kernels::cpu::pool::WaitPolicy;
 pub use bitnet_kernels::device::{Device, DeviceError};
 pub use bitnet_kernels::head::{HeadCounts, HeadType, UnknownHead};
-pub use bitnet_kernels::kv::KvType;
+pub use bitnet_kernels::kv::{KvType, PAGE as PAGE_TOKENS};
 pub use bitnet_model::config::{ArchConfig, HiddenAct};
 pub use bitnet_model::decoder::{
     CacheUse, CachedFile, CachedKind, CachedOrigin, LoadProgress, PackedCache,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use async_channel::Receiver;
+use bitnet_inference::config::Limits;
 use bitnet_inference::engine::Event;
 use bitnet_inference::handle::{check_ids, collect_rows};
 use bitnet_inference::{
@@ -289,6 +290,33 @@ impl BitNetModel {
         self.start(&prompt, ids, config, options, None, &ResponseFormat::Text)
     }
 
+    /// [`generate_stream_with`](Self::generate_stream_with) of a prompt whose tokens are known already, from
+    /// [`encode`](Self::encode): for one who has to look at them first, or wants several answers.
+    ///
+    /// ```
+    /// # #[cfg(feature = "demo-model")] futures_lite::future::block_on(async {
+    /// # let model = bitnet::BitNetModel::demo().await?;
+    /// use bitnet::{GenerationConfig, Prompt, RequestOptions, ResponseFormat};
+    ///
+    /// let (prompt, options) = (Prompt::from("Once upon a time"), RequestOptions::default());
+    /// let ids = model.encode(&prompt)?;
+    /// let max_new_tokens = (model.info().context_length - ids.len()).min(8);
+    /// let config = GenerationConfig { max_new_tokens, ..Default::default() };
+    /// let answer = model.generate_stream_encoded(&prompt, ids, &config, options, &ResponseFormat::Text)?;
+    /// assert_eq!(answer.finish().await?.text, ", there was a little girl named Lily");
+    /// # Ok::<(), bitnet::Error>(()) }).unwrap();
+    /// ```
+    pub fn generate_stream_encoded(
+        &self,
+        prompt: &Prompt,
+        ids: Vec<u32>,
+        config: &GenerationConfig,
+        options: RequestOptions,
+        format: &ResponseFormat,
+    ) -> Result<GenerationStream, Error> {
+        self.start(prompt, ids, config, options, None, format)
+    }
+
     /// [`generate_stream`](Self::generate_stream) with pieces in the portions, and within the times, that are wanted.
     ///
     /// ```
@@ -448,6 +476,16 @@ impl BitNetModel {
     /// What the engine does at this moment, and what it has done.
     pub fn stats(&self) -> EngineStats {
         self.0.engine.stats()
+    }
+
+    /// What the engine takes at most: places in a step, requests and tokens that wait, pages of its cache.
+    pub fn limits(&self) -> Limits {
+        self.0.engine.limits()
+    }
+
+    /// The collector that the model was loaded with.
+    pub fn metrics(&self) -> Option<&MetricsCollector> {
+        self.0.observed.metrics.as_ref()
     }
 
     /// What was loaded, and what was chosen for it.

@@ -1,8 +1,8 @@
 //! `parallel`: many prompts, answered together or by several workers.
 
-mod compare;
+pub mod compare;
 mod item;
-mod strategy;
+pub mod strategy;
 mod worker;
 
 use std::io::{self, BufRead, IsTerminal, Write};

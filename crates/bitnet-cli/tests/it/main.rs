@@ -9,6 +9,8 @@ mod malformed;
 mod measure;
 mod models;
 mod parallel;
+#[cfg(all(unix, feature = "server"))]
+mod serve;
 #[cfg(unix)]
 mod signals;
 mod synth;
