@@ -21,6 +21,9 @@ pub use usage::MemoryUsage;
 const LOOK: Duration = Duration::from_millis(10);
 /// How long from one automatic clean-up to the next at least: what goes has to be computed again.
 const PAUSE: Duration = Duration::from_secs(1);
+/// What engines leave free below the limit, in bytes: for what nobody asks about beforehand, such as texts, queues, pages of the
+/// program itself, and what the allocator takes more than it is asked for. A megabyte and a third was the most that was seen.
+const RESERVE: u64 = 4 << 20;
 /// Stands for no limit.
 const UNLIMITED: u64 = u64::MAX;
 
@@ -152,7 +155,7 @@ fn in_use() -> u64 {
 pub(crate) fn left() -> Option<u64> {
     let limit = limit()?;
     let engines = lock(&MODELS).iter().filter(|model| model.strong_count() > 0).count();
-    Some(limit.saturating_sub(in_use()) / engines.max(1) as u64)
+    Some(limit.saturating_sub(RESERVE).saturating_sub(in_use()) / engines.max(1) as u64)
 }
 
 /// Whether there is memory for a request, at its longest and alone: what other requests have now it can have after them.
