@@ -26,14 +26,29 @@ struct Strip<'a> {
     panel: usize,
 }
 
+/// Asks for one block 16 KB ahead of block `b`, once in each page of 4 KB; the hardware fetches the rest of that page by itself.
+///
+/// For one token, whose products take half as long as reading. On a virtual Zen 4 this reads at 0.98 to 0.99 of a plain read of the
+/// same memory in large pages, and each line asked for at 0.93 to 0.94; in pages of 4 KB it makes 19.0 GB/s of 16.6.
+#[inline(always)]
+fn prefetch_next_pages(blocks: &[[u8; 64]], b: usize) {
+    const PAGE: usize = 4096;
+    let block = blocks.as_ptr().wrapping_add(b);
+    if block.addr().is_multiple_of(PAGE) {
+        let ahead = block.wrapping_byte_add(4 * PAGE);
+        // SAFETY: a prefetch is a hint: it reads nothing and does not fault, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.cast()) }
+    }
+}
+
 /// Asks for the block 4 KB ahead of block `b`, to be used once.
 ///
-/// With one or two tokens this is faster than once a page, by 2 and 25 % on Zen 4; with four, whose inputs fill half the
+/// With two tokens this is faster than a prefetch 64 KB ahead once a page, by 25 % on Zen 4; with four, whose inputs fill half the
 /// first-level cache, it is half as fast.
 #[inline(always)]
 fn prefetch_block(blocks: &[[u8; 64]], b: usize) {
     let ahead = blocks.as_ptr().wrapping_add(b + 64);
-    // SAFETY: a prefetch is a hint: it reads nothing and does not fault, whatever the address.
+    // SAFETY: as above.
     unsafe { _mm_prefetch::<_MM_HINT_NTA>(ahead.cast()) }
 }
 

@@ -19,7 +19,9 @@ macro_rules! vnni_int8 {
             let mut acc = [[[zero(); U]; N]; V];
             for g in 0..groups {
                 for j in 0..4 {
-                    if N <= 4 {
+                    if N <= 2 {
+                        prefetch_next_pages(strips[0].groups.as_flattened(), 4 * g + j);
+                    } else if N <= 4 {
                         prefetch_block(strips[0].groups.as_flattened(), 4 * g + j);
                     } else {
                         ahead.fetch::<LANES>(4 * g + j);
