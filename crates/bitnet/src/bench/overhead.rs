@@ -300,7 +300,6 @@ mod tests {
             report.shared;
         assert_eq!((shared_tokens, prompts), (192, 4));
         assert_eq!((computed_tokens, cached_tokens), (192 + 4 * OWN as u64, 3 * 192));
-        assert!(report.shared.next_ms.median < report.shared.first_ms, "{report:?}");
         let ratio = report.ratio.median;
         assert!(ratio > 0.0 && (report.engine.median > 0.0) && report.plain.median > 0.0);
         let wrong = SharedPrefix { computed_tokens: 4 * 208, cached_tokens: 0, ..report.shared };

@@ -1,7 +1,6 @@
 //! What is said of memory, and what a bound on it does.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bitnet::{
@@ -9,9 +8,8 @@ use bitnet::{
     LoadingStrategy, MemoryMonitor, ModelConfig, PackedCache, ResponseCache,
 };
 use futures_lite::future::block_on;
-use tracing::field::{Field, Visit};
 
-use crate::support::testdata;
+use crate::support::{Lines, testdata};
 
 /// Runs a test of this file in a process of its own, because limits hold for all of it. True in that process.
 fn is_alone(name: &str) -> bool {
@@ -120,47 +118,12 @@ fn what_is_only_kept_goes_back_to_the_system() {
     assert_eq!(again, expected);
 }
 
-/// Keeps what is logged about memory.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<String>>>);
-
-impl tracing::Subscriber for Lines {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target() == "bitnet::memory"
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        struct Fields(String);
-        impl Visit for Fields {
-            fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-                self.0 += &format!("{field}={value:?} ");
-            }
-        }
-        let mut fields = Fields(String::new());
-        event.record(&mut fields);
-        self.0.lock().unwrap().push(fields.0);
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[test]
 fn near_the_limit_what_is_kept_goes_by_itself() {
     if !is_alone("near_the_limit_what_is_kept_goes_by_itself") {
         return;
     }
-    let lines = Lines::default();
-    tracing::subscriber::set_global_default(lines.clone()).unwrap();
+    let lines = Lines::of("bitnet::memory");
     let (monitor, model) = (MemoryMonitor::new(), load());
     let cache = ResponseCache::new(CacheStrategy::LRU);
     block_on(model.generate_with_cache("Tom", &greedy(3), &cache)).unwrap();
@@ -180,7 +143,7 @@ fn near_the_limit_what_is_kept_goes_by_itself() {
     }
     model.generate_blocking("Lily", &greedy(30)).unwrap();
     assert_eq!(monitor.cleanups(), 1, "there is enough now");
-    let lines = lines.0.lock().unwrap();
+    let lines = lines.lines.lock().unwrap();
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("count=1 ") && lines[0].contains("the limit is near"), "{lines:?}");
 }

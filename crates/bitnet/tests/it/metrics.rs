@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bitnet::{
@@ -11,9 +10,8 @@ use bitnet::{
     PerformanceMonitor, ResponseCache,
 };
 use futures_lite::future::block_on;
-use tracing::field::{Field, Visit};
 
-use crate::support::testdata;
+use crate::support::{Lines, testdata};
 
 fn greedy(max_new_tokens: usize) -> GenerationConfig {
     GenerationConfig { max_new_tokens, ignore_eos: true, ..Default::default() }
@@ -220,53 +218,18 @@ fn two_models_are_told_apart() {
     assert_eq!(steps.map(|(_, value)| *value).collect::<Vec<_>>(), [0.0, 2.0]);
 }
 
-/// Keeps the lines of the metrics.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<String>>>);
-
-impl tracing::Subscriber for Lines {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target() == "bitnet::metrics"
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        struct Fields(String);
-        impl Visit for Fields {
-            fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-                self.0 += &format!("{field}={value:?} ");
-            }
-        }
-        let mut fields = Fields(String::new());
-        event.record(&mut fields);
-        self.0.lock().unwrap().push(fields.0);
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[test]
 fn the_log_gets_a_line_now_and_then() {
-    let lines = Lines::default();
-    tracing::subscriber::set_global_default(lines.clone()).unwrap();
+    let lines = Lines::of("bitnet::metrics");
     let collector = MetricsCollector::new().with_log_interval(Duration::from_millis(5));
     let model = load(&collector);
     model.generate_blocking("Tom", &greedy(3)).unwrap();
     let begin = Instant::now();
     let found = |lines: &Lines| {
-        lines.0.lock().unwrap().iter().any(|line| line.contains("generated_tokens=3 "))
+        lines.lines.lock().unwrap().iter().any(|line| line.contains("generated_tokens=3 "))
     };
     while !found(&lines) {
-        assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", lines.0.lock().unwrap());
+        assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", lines.lines.lock().unwrap());
     }
 }
 
